@@ -1,0 +1,70 @@
+"""Diffusion models with classifier-free guidance, as a few small objects.
+
+Names are imported when they are first used, so that sampling never waits for Lightning, nor `--help` for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusion_lab.callbacks import FIDCallback, SampleGrid
+    from diffusion_lab.conditions import ClassLabel, Cond, Conditioner, Conditions
+    from diffusion_lab.configurable import Configurable
+    from diffusion_lab.data import ClassConditional, Digits, Unconditional
+    from diffusion_lab.denoiser import Denoiser
+    from diffusion_lab.ema import EMA
+    from diffusion_lab.errors import InputError
+    from diffusion_lab.generate import generate
+    from diffusion_lab.guidance import Clipped, Guided
+    from diffusion_lab.metrics import DigitClassifier, EfficientNetLite0, Inception
+    from diffusion_lab.module import DiffusionModule
+    from diffusion_lab.networks import UNet
+    from diffusion_lab.noise import SeededNoise
+    from diffusion_lab.objectives import Uniform, UniformWeighting
+    from diffusion_lab.pipeline import Pipeline, load, save
+    from diffusion_lab.predictions import Estimate, Prediction
+    from diffusion_lab.samplers import DDIM, DDPM
+    from diffusion_lab.schedules import NoiseSchedule, TableSchedule
+    from diffusion_lab.spaces import PixelSpace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "callbacks": ["FIDCallback", "SampleGrid"],
+    "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions"],
+    "configurable": ["Configurable"],
+    "data": ["ClassConditional", "Digits", "Unconditional"],
+    "denoiser": ["Denoiser"],
+    "ema": ["EMA"],
+    "errors": ["InputError"],
+    "generate": ["generate"],
+    "guidance": ["Clipped", "Guided"],
+    "metrics": ["DigitClassifier", "EfficientNetLite0", "Inception"],
+    "module": ["DiffusionModule"],
+    "networks": ["UNet"],
+    "noise": ["SeededNoise"],
+    "objectives": ["Uniform", "UniformWeighting"],
+    "pipeline": ["Pipeline", "load", "save"],
+    "predictions": ["Estimate", "Prediction"],
+    "samplers": ["DDIM", "DDPM"],
+    "schedules": ["NoiseSchedule", "TableSchedule"],
+    "spaces": ["PixelSpace"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604  # generated, so that a name stands in one list only
+    "__version__",
+    *_HOME_OF,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'diffusion_lab' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"diffusion_lab.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,7 @@
+"""What a Trainer does beside training: distances, grids of samples, files."""
+
+from diffusion_lab.callbacks.fid import FIDCallback
+from diffusion_lab.callbacks.image_writer import ImageWriter
+from diffusion_lab.callbacks.sample_grid import SampleGrid
+
+__all__ = ["FIDCallback", "ImageWriter", "SampleGrid"]

@@ -1,0 +1,230 @@
+"""The Frechet distance of generated images in the validation loop, with the protocol it was measured by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from diffusion_lab.data.unconditional import Split, Unconditional
+from diffusion_lab.errors import InputError
+from diffusion_lab.files import write_json
+from diffusion_lab.generate import progress_bar
+from diffusion_lab.metrics.extractors import Inception, extractor_name, extractor_protocol
+from diffusion_lab.metrics.frechet import FeatureGaussian, Gaussian, frechet_distance
+from diffusion_lab.module import DiffusionModule, Weights
+from diffusion_lab.samplers import Sampler, find_sampler
+from diffusion_lab.schedules import Spacing
+
+
+class FIDCallback(Callback):
+    """Samples at validation and logs the Frechet distance to real images, on the trainer's device.
+
+    The key carries extractor and sample count: `val/fid_2k` for Inception, `val/fd_digits_500` for the extractor named
+    "digits". Beside it stands the real-against-real floor at the same count, `..._floor`: the mean over random splits
+    of all images into that many and the rest. Value, floor and protocol are written as JSON beside the logs. Samples
+    are bytes, as a PNG holds them, and never leave the device; ranks share the work.
+
+    It measures before training, at each validation, after training, and at testing; guidance 1 unless said, because guidance trades
+    diversity for fidelity, and the distance falls with neither alone.
+    """
+
+    def __init__(
+        self,
+        extractor: nn.Module | None = None,
+        samples: int = 2000,
+        reference: Split = "train",
+        sampler: Sampler | str = "ddim",
+        steps: int = 50,
+        spacing: Spacing = "trailing",
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+        weights: Weights = "ema",
+        batch_size: int = 256,
+        floor_splits: int = 20,
+    ) -> None:
+        """
+        Args:
+            extractor: Maps uint8 images to features; Inception, whose weights are downloaded, unless given.
+            samples: How many images are generated.
+            reference: The real images they are compared with: train, validation or all.
+            sampler: A name or an object.
+            steps: Steps of a walk.
+            spacing: How the steps are laid along the schedule.
+            guidance_scale: 1 is no guidance.
+            seed: The seed of the samples, the same at each validation.
+            weights: "ema" or "raw".
+            batch_size: Images on the device at once.
+            floor_splits: Random splits over which the floor is averaged.
+
+        Raises:
+            InputError: A value is out of range, or the extractor's weights are not to be had.
+        """
+        if samples < 2 or floor_splits < 1 or batch_size < 1:
+            raise InputError(
+                f"the FID callback needs samples >= 2, floor_splits >= 1 and batch_size >= 1: got {samples}, "
+                f"{floor_splits} and {batch_size}"
+            )
+        self.extractor = (extractor or Inception()).eval().requires_grad_(False)
+        self.samples, self.reference, self.weights, self.floor_splits = samples, reference, weights, floor_splits
+        self.sampler, self.batch_size = find_sampler(sampler), batch_size
+        self.sampling = {
+            "steps": steps,
+            "spacing": spacing,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+        }
+        self.history: list[dict[str, float]] = []
+        self._real: tuple[Gaussian, float | None, dict[str, Any]] | None = None
+
+    @property
+    def key(self) -> str:
+        """The metric's name without its stage, such as `fd_digits_500`."""
+        kind = "fid" if isinstance(self.extractor, Inception) else f"fd_{extractor_name(self.extractor)}"
+        thousands, rest = divmod(self.samples, 1000)
+        return f"{kind}_{self.samples}" if rest else f"{kind}_{thousands}k"
+
+    @property
+    def floor(self) -> float | None:
+        """The real-against-real distance, or None before it was measured or where there are too few images for it."""
+        return self._real[1] if self._real else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        datamodule = getattr(trainer, "datamodule", None)
+        if not isinstance(pl_module, DiffusionModule) or not isinstance(datamodule, Unconditional):
+            raise InputError("the FID callback needs a DiffusionModule, and a DataModule of diffusion_lab.data")
+        # What would fail after the first epoch fails here.
+        pl_module.denoiser.schedule.times(self.sampling["steps"], self.sampling["spacing"])
+        pl_module.conditions.prepare(datamodule.conditions(self.samples))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._measure(trainer, pl_module, "val")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._measure(trainer, pl_module, "val")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Training may stop between two validations, and what is saved then must not carry an older model's score.
+        if self.history and self.history[-1]["step"] != trainer.global_step:
+            self._measure(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure(trainer, pl_module, "test")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+
+    @torch.no_grad()
+    def _measure(self, trainer: Trainer, module: Any, stage: str) -> None:
+        self.extractor.to(module.device)
+        if self._real is None:
+            self._real = self._measure_real(trainer, trainer.datamodule)  # type: ignore[attr-defined]
+        reference, floor, reference_protocol = self._real
+
+        ours = range(trainer.global_rank, self.samples, trainer.world_size)
+        conditions = trainer.datamodule.conditions(self.samples)  # type: ignore[attr-defined]
+        features = FeatureGaussian(reference.mean).to(reference.mean.device)
+        if len(ours):
+            images = module.sample(
+                {name: value[list(ours)] for name, value in conditions.items()},
+                num_images=len(ours),
+                indices=ours,
+                sampler=self.sampler,
+                weights=self.weights,
+                batch_size=self.batch_size,
+                progress=f"sampling {self.samples}" if trainer.is_global_zero else None,
+                **self.sampling,
+            )
+            for batch in images.split(self.batch_size):
+                features.update(self.extractor(batch).to(reference.mean.device))
+        value = frechet_distance(reference, features.compute())
+
+        metrics = {f"{stage}/{self.key}": value} | ({} if floor is None else {f"{stage}/{self.key}_floor": floor})
+        if trainer.evaluating or trainer.validating:
+            module.log_dict(metrics, rank_zero_only=True)
+        else:  # before and after training there is no loop to log in
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, trainer.global_step)
+        self.history.append({"step": trainer.global_step, "value": value})
+        module.measured = {
+            "key": self.key,
+            "value": value,
+            "floor": floor,
+            "step": trainer.global_step,
+            "protocol": {
+                "extractor": extractor_protocol(self.extractor),
+                "samples": self.samples,
+                "reference": reference_protocol,
+                "floor": f"mean over {self.floor_splits} random splits of all images into {self.samples} and the rest",
+                "weights": self.weights,
+                "sampling": {"sampler": self.sampler.config, **self.sampling},
+                "network_evaluations": self.sampling["steps"],
+                "quantisation": "uint8, rounded",
+            },
+        }
+        if trainer.is_global_zero and (folder := trainer.log_dir or trainer.default_root_dir):
+            write_json(Path(folder) / f"{stage}_{self.key}.json", {**module.measured, "history": self.history})
+
+    def _measure_real(self, trainer: Trainer, data: Unconditional) -> tuple[Gaussian, float | None, dict[str, Any]]:
+        """The reference's Gaussian, the floor and what identifies the reference, in one pass over all images."""
+        every, chosen = len(data.part("all").images), len(data.part(self.reference).images)
+        batches = -(-every // self.batch_size) + -(-chosen // self.batch_size)
+        with progress_bar("reading real images" if trainer.is_global_zero else None, batches) as advance:
+            digest = hashlib.sha256()
+            parts = self._features(trainer, data, self.reference, advance, digest)
+            first = next(parts)[1]
+            # Every rank must measure from the same origin; rank 0's first image is as good as any.
+            origin = trainer.strategy.broadcast(first.mean(0).cpu())
+            device = torch.device("cpu") if first.device.type == "mps" else first.device  # which has no float64
+            reference = FeatureGaussian(origin.to(device)).to(device)
+            reference.update(first.to(device))
+            for _, features in parts:
+                reference.update(features.to(device))
+            gaussian = reference.compute()
+            floor = self._floor(trainer, data, every, origin.to(device), advance) if self.samples <= every - 2 else None
+        protocol = {
+            "data": data.config,
+            "split": self.reference,
+            "images": chosen,
+            "sha256": digest.hexdigest(),
+        }
+        return gaussian, floor, protocol
+
+    def _floor(self, trainer: Trainer, data: Unconditional, every: int, origin: Tensor, advance: Any) -> float:
+        """The mean distance between `samples` random real images and the rest of them."""
+        whole = FeatureGaussian(origin).to(origin.device)
+        drawn = [FeatureGaussian(origin).to(origin.device) for _ in range(self.floor_splits)]
+        membership = torch.zeros(self.floor_splits, every, dtype=torch.bool)
+        for split, row in enumerate(membership):
+            row[torch.randperm(every, generator=torch.Generator().manual_seed(split))[: self.samples]] = True
+        for indices, batch in self._features(trainer, data, "all", advance):
+            features = batch.to(origin.device)
+            whole.update(features)
+            for metric, row in zip(drawn, membership, strict=True):
+                metric.update(features[row[indices].to(features.device)])
+        total = whole.compute()
+        parts = [metric.compute() for metric in drawn]
+        return sum(frechet_distance(total.without(part), part) for part in parts) / len(parts)
+
+    def _features(
+        self, trainer: Trainer, data: Unconditional, split: Split, advance: Any, digest: Any = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices and features of this rank's share of each batch of a split; the digest takes in all images."""
+        start = 0
+        for batch in data.reference(split, self.batch_size):
+            if digest is not None:
+                digest.update(batch.contiguous().numpy().tobytes())
+            mine = torch.arange(trainer.global_rank, len(batch), trainer.world_size)
+            yield start + mine, self.extractor(batch[mine].to(trainer.strategy.root_device))
+            start += len(batch)
+            advance()

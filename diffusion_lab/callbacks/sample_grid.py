@@ -1,0 +1,98 @@
+"""A grid of samples at each validation: the same seeds every time, so that progress shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from diffusion_lab.data.unconditional import Unconditional
+from diffusion_lab.errors import InputError
+from diffusion_lab.images import grid, write_png
+from diffusion_lab.module import DiffusionModule
+from diffusion_lab.samplers import Sampler, find_sampler
+
+
+class SampleGrid(Callback):
+    """Draws rows of conditions and columns of seeds, to every logger that takes images and as PNG beside the logs.
+
+    Down a column the starting noise is the same, so that what changes is the condition's doing.
+    """
+
+    def __init__(
+        self,
+        rows: int = 10,
+        columns: int = 10,
+        guidance_scale: float = 2.0,
+        sampler: Sampler | str = "ddim",
+        steps: int = 20,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            rows: How many conditions, in the DataModule's order: for classes 0, 1, 2 and so on.
+            columns: How many seeds.
+            guidance_scale: 1 is no guidance; a grid is for looking, and 2 looks better.
+            sampler: A name or an object.
+            steps: Steps of a walk.
+            seed: The seed of the grid.
+
+        Raises:
+            InputError: A size is below 1, or the sampler is unknown.
+        """
+        if min(rows, columns) < 1:
+            raise InputError(f"a grid has at least 1 row and 1 column: got {rows} and {columns}")
+        self.rows, self.columns, self.last_step = rows, columns, -1
+        self.options = {
+            "guidance_scale": guidance_scale,
+            "sampler": find_sampler(sampler),
+            "steps": steps,
+            "seed": seed,
+        }
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, DiffusionModule) or not isinstance(
+            getattr(trainer, "datamodule", None), Unconditional
+        ):
+            raise InputError("the sample grid needs a DiffusionModule, and a DataModule of diffusion_lab.data")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.last_step != trainer.global_step:  # training stopped between two validations
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last_step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        picture = grid(self._sample(trainer, pl_module), self.columns)
+        if folder := trainer.log_dir or trainer.default_root_dir:
+            write_png(picture, Path(folder) / "samples" / f"step_{trainer.global_step:07d}.png")
+        for logger in trainer.loggers:
+            log_image(logger, "samples", picture, trainer.global_step)
+
+    def _sample(self, trainer: Trainer, module: Any) -> Tensor:
+        each = trainer.datamodule.conditions(self.rows)  # type: ignore[attr-defined]
+        values = {name: value.repeat_interleave(self.columns, 0) for name, value in each.items()}
+        count = self.rows * self.columns
+        indices = [i % self.columns for i in range(count)] if values else range(count)
+        return module.sample(values, num_images=count, indices=indices, progress="sampling grid", **self.options)
+
+
+def log_image(logger: Logger, name: str, picture: Tensor, step: int) -> None:
+    """Give a uint8 [C, H, W] picture to a logger, each in its own way; loggers that take no images are passed over."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, picture, step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [to_pil_image(picture)], step=step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, to_pil_image(picture), key=name, step=step)
+    elif isinstance(logger, CometLogger):
+        logger.experiment.log_image(to_pil_image(picture), name=name, step=step)

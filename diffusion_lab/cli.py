@@ -1,0 +1,144 @@
+"""The diffusion-lab command: what needs no Lightning, and the way to what does.
+
+Nothing heavy is imported before it is known to be needed: `--help` answers at once, and `sample` waits for torch alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from diffusion_lab import __version__
+from diffusion_lab.errors import InputError, unknown
+
+TRAINING = {
+    "fit": "train a model, measure it and save it",
+    "validate": "measure a checkpoint on the validation images",
+    "test": "measure a checkpoint on the test images",
+    "predict": "write an image for each item of the data",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line and no abbreviations."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]  # argparse types each option apart
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def main() -> None:
+    """Run one command; bad input ends in one line on standard error and exit status 2."""
+    try:
+        run()
+    except (InputError, FloatingPointError) as error:
+        print(f"diffusion-lab: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("diffusion-lab: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def run() -> None:
+    """Run the command in `sys.argv`; raises InputError for bad input."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in TRAINING:
+        from diffusion_lab.training_cli import run_training
+
+        run_training()
+        return
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in ("sample",):
+        raise unknown("command", arguments[0], [*TRAINING, "sample"])
+    options = top_parser().parse_args(arguments or ["--help"])
+    if options.command == "sample":
+        sample(options)
+    else:
+        raise unknown("command", options.command, [*TRAINING, "sample"])
+
+
+def top_parser() -> Parser:
+    """The parser of all commands; those that train only name themselves here."""
+    parser = Parser(
+        prog="diffusion-lab",
+        description="Train, measure and sample diffusion models.",
+        epilog="`diffusion-lab COMMAND --help` tells more of each.",
+    )
+    parser.add_argument("--version", action="version", version=f"diffusion-lab {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, text in TRAINING.items():
+        commands.add_parser(name, help=text)
+    add_sample(commands.add_parser("sample", help="generate images from a checkpoint", formatter_class=HELP))
+    return parser
+
+
+HELP = argparse.ArgumentDefaultsHelpFormatter
+
+
+def add_sample(parser: argparse.ArgumentParser) -> None:
+    """The options of `sample`."""
+    parser.description = "Generate images from a checkpoint and write them as one PNG grid."
+    parser.add_argument("checkpoint", type=Path, help="a folder that fit wrote, or a Lightning .ckpt")
+    parser.add_argument("--labels", type=int, nargs="+", metavar="K", help="the class of each image, for a class-conditional model")
+    parser.add_argument("--num-images", type=int, metavar="N", help="how many images, for a model without conditions")
+    parser.add_argument("--guidance-scale", type=float, metavar="S", help="1 is no guidance, 0 unconditional; the measured scale unless given")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the sampler; the measured number unless given, or 50")
+    parser.add_argument("--sampler", metavar="NAME", help="ddpm or ddim; the measured one unless given, or ddim")
+    parser.add_argument("--seed", type=int, default=0, help="with an image's place in the list it decides the image")
+    parser.add_argument("--columns", type=int, metavar="N", help="images in a row of the grid; up to ten, or a square, unless given")
+    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged or raw weights; a folder has averaged ones alone")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in memory at once")
+    parser.add_argument("--device", help="cpu, cuda, mps; a GPU where there is one, unless given")
+    parser.add_argument("--trust", action="store_true", help="run classes from outside diffusion_lab that the checkpoint names")
+    parser.add_argument("--output", type=Path, default=Path("samples.png"), metavar="PNG", help="where the grid goes")
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Generate a grid; raises InputError for bad input."""
+    from diffusion_lab.files import check_writable
+
+    if options.output.suffix.lower() != ".png":
+        raise InputError(f"cannot write {options.output}: the grid is a PNG; give a path that ends in .png")
+    if options.columns is not None and options.columns < 1:
+        raise InputError(f"--columns must be at least 1: got {options.columns}")
+    if options.output.is_dir():
+        raise InputError(f"cannot write {options.output}: it is a folder; give a path that ends in .png")
+    check_writable(options.output)
+
+    import torch
+
+    from diffusion_lab.images import grid, write_png
+    from diffusion_lab.pipeline import load
+
+    pipe = load(options.checkpoint, options.weights, options.trust)
+    pipe.to(find_device(options.device))
+    conditions = {} if options.labels is None else {"labels": options.labels}
+    images = pipe(
+        options.num_images,
+        seed=options.seed,
+        steps=options.steps,
+        sampler=options.sampler,
+        guidance_scale=options.guidance_scale,
+        batch_size=options.batch_size,
+        **conditions,
+    )
+    assert isinstance(images, torch.Tensor)
+    write_png(grid(images, options.columns), options.output)
+    print(f"wrote {options.output}: {len(images)} images")
+
+
+def find_device(name: str | None) -> str:
+    """The device asked for, or the best there is; raises InputError for one that is not there."""
+    import torch
+
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name is None:
+        return best
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r} here: use {best}, or leave it out") from error
+    return name

@@ -1,0 +1,113 @@
+"""Images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diffusion_lab.configurable import Configurable
+from diffusion_lab.data.sources import Images, Source
+from diffusion_lab.errors import InputError
+
+Split = Literal["train", "validation", "all"]
+Batch = dict[str, Tensor]
+
+
+class TensorImages(Dataset[Batch]):
+    """Images in memory, served a batch at a time: `images[[3, 7]]` is one selection, not two and a collation."""
+
+    def __init__(self, columns: Batch) -> None:
+        """
+        Args:
+            columns: Tensors of one length, by the key they have in a batch.
+        """
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns["images"])
+
+    def __getitem__(self, index: int) -> Batch:
+        return {key: column[index] for key, column in self.columns.items()}
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        chosen = torch.tensor(indices)
+        return {key: column[chosen] for key, column in self.columns.items()}
+
+
+def whole(batch: Batch) -> Batch:
+    """The collation of batches that come whole."""
+    return batch
+
+
+class Unconditional(Configurable, LightningDataModule):
+    """Batches `{"images": uint8 [B, C, H, W]}`; images become floats on the device.
+
+    Training batches are shuffled and all of one size; validation has every held-out image once, in order. Testing and
+    predicting use the held-out images too.
+    """
+
+    def __init__(
+        self, source: Source, batch_size: int = 128, validation_fraction: float = 0.2, split_seed: int = 0
+    ) -> None:
+        """
+        Args:
+            source: Where the images come from.
+            batch_size: Images in a batch, on each device.
+            validation_fraction: The share of images held out, classes in proportion.
+            split_seed: Which split; the same seed always gives the same.
+
+        Raises:
+            InputError: There are fewer training images than a batch takes, or the fraction splits nothing off.
+        """
+        super().__init__()
+        self.source, self.batch_size = source, batch_size
+        self.validation_fraction, self.split_seed = validation_fraction, split_seed
+        self._parts: dict[str, Images] = {}
+
+    def part(self, split: Split) -> Images:
+        """The images of a split, in a fixed order; the source is read on the first call."""
+        if not self._parts:
+            every = self.source.read()
+            train, validation = every.split(self.validation_fraction, self.split_seed)
+            if not 1 <= self.batch_size <= len(train):
+                raise InputError(
+                    f"data.batch_size must be from 1 to {len(train)}, the number of training images: got {self.batch_size}"
+                )
+            self._parts = {"train": every.select(train), "validation": every.select(validation), "all": every}
+        return self._parts[split]
+
+    def columns(self, images: Images) -> Batch:
+        """What a batch holds of the images."""
+        return {"images": images.images}
+
+    def conditions(self, count: int) -> dict[str, Tensor]:
+        """A value of each condition for `count` generated images, by the conditions' names: here none."""
+        return {}
+
+    def reference(self, split: Split, batch_size: int) -> Iterator[Tensor]:
+        """All images of a split, unshuffled and unaugmented, as uint8 batches: what samples are compared with."""
+        return iter(self.part(split).images.split(batch_size))
+
+    def setup(self, stage: str) -> None:
+        self.part("all")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader("train", shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader("validation")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._loader("validation")
+
+    def _loader(self, split: Split, **options: bool) -> DataLoader[Any]:
+        # In this process: selecting rows of a tensor is faster than handing them over from a worker.
+        return DataLoader(TensorImages(self.columns(self.part(split))), self.batch_size, collate_fn=whole, **options)

@@ -1,0 +1,63 @@
+"""Averaged weights, as a copy of their own that sampling calls."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from diffusion_lab.configurable import Configurable
+from diffusion_lab.errors import InputError
+
+
+class EMA(Configurable, nn.Module):
+    """An exponential moving average of modules: after optimizer step k, ema = d ema + (1 - d) weights.
+
+    d = min(decay, (1 + k) / (10 + k)): the warm-up keeps the first, random weights from staying in the average.
+    The copy is always in eval mode, takes no gradient, and nothing is ever swapped in and out of the trained weights.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
+        """
+        Args:
+            decay: The share of the old average that stays at each optimizer step, from 0 to below 1.
+            warmup: Begin with a smaller decay, as above; otherwise d = decay throughout.
+
+        Raises:
+            InputError: decay lies outside [0, 1).
+        """
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise InputError(f"ema decay must be at least 0 and below 1: got {decay}")
+        self.decay, self.warmup = decay, warmup
+        self.updates = 0
+        self.copies = nn.ModuleDict()
+
+    def track(self, **modules: nn.Module) -> None:
+        """Copy what is to be averaged; the copies are at `ema.copies[NAME]`."""
+        self.copies = nn.ModuleDict(copy.deepcopy(modules)).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, **modules: nn.Module) -> None:
+        """Take in the weights after one optimizer step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        averaged = [p for name in modules for p in self.copies[name].parameters()]
+        current = [p.detach() for module in modules.values() for p in module.parameters()]
+        get_ema_multi_avg_fn(decay)(averaged, current, self.updates)
+        for name, module in modules.items():
+            for ours, theirs in zip(self.copies[name].buffers(), module.buffers(), strict=True):
+                ours.copy_(theirs)
+
+    def train(self, mode: bool = True) -> EMA:
+        """Stay in eval mode: the trainer flips every child of a module, and the average is never trained."""
+        return super().train(False)
+
+    def get_extra_state(self) -> Any:
+        return {"updates": torch.tensor(self.updates)}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        self.updates = int(state["updates"])

@@ -1,0 +1,85 @@
+"""Writing files and folders whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.errors import InputError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, with its ending, that takes its place when the block succeeds.
+
+    Raises:
+        InputError: The path cannot be written; found out before the block runs.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give a file's path")
+    with _workspace(path) as folder:
+        temporary = folder / path.name
+        yield temporary
+        temporary.replace(path)
+
+
+@contextmanager
+def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block succeeds.
+
+    Args:
+        path: The folder to make.
+        overwrite: Replace a folder that is there; otherwise it is refused before the block runs.
+
+    Raises:
+        InputError: The folder holds something already, or cannot be made.
+    """
+    refuse_existing(path, overwrite)
+    with _workspace(path) as folder:
+        temporary = folder / "new"
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rename(folder / "old")
+        temporary.rename(path)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise InputError if there is something at `path` that must not be replaced."""
+    if path.is_file():
+        raise InputError(f"{path} is a file: give a folder")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise InputError(f"{path} already holds a finished run: give another folder, or --overwrite to replace it")
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError if nothing can be written at `path`, before any work is done for it."""
+    with _workspace(path):
+        pass
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data, readable and whole."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, on the same file system so that renaming is atomic, gone afterwards."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(f"cannot write {path}: {reason}; give a path that can be written") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

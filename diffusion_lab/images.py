@@ -1,0 +1,34 @@
+"""Pictures for people: grids of images, as PNG."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from diffusion_lab.files import atomic_file
+
+
+def grid(images: Tensor, columns: int | None = None, least_side: int = 48) -> Tensor:
+    """Lay uint8 images [N, C, H, W] out as one uint8 picture [3, H', W'].
+
+    Args:
+        images: The images, row by row.
+        columns: Images in a row; unless given, up to ten, or as square as can be for more than ten.
+        least_side: Smaller images are enlarged by whole factors, pixels repeated, until a side has so many.
+    """
+    columns = columns or (len(images) if len(images) <= 10 else math.ceil(math.sqrt(len(images))))
+    factor = max(1, math.ceil(least_side / min(images.shape[-2:])))
+    large = F.interpolate(images.float().cpu(), scale_factor=factor, mode="nearest")
+    return make_grid(large, nrow=columns, padding=max(2, factor // 2), pad_value=96).to(torch.uint8)
+
+
+def write_png(picture: Tensor, path: Path) -> None:
+    """Write a uint8 [C, H, W] picture, whole or not at all; raises InputError where the path cannot be written."""
+    with atomic_file(path) as temporary:
+        to_pil_image(picture.cpu()).save(temporary, format="PNG")

@@ -1,0 +1,172 @@
+"""The LightningModule: the objects of a diffusion model, their averaged copy and the optimizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
+
+from diffusion_lab.conditions import Conditioner, Conditions
+from diffusion_lab.configurable import Configurable
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.ema import EMA
+from diffusion_lab.errors import unknown
+from diffusion_lab.generate import generate
+from diffusion_lab.noise import training_generator
+from diffusion_lab.objectives import Density, Weighting
+from diffusion_lab.pipeline import sampling_defaults
+from diffusion_lab.predictions import Prediction
+from diffusion_lab.schedules import NoiseSchedule
+from diffusion_lab.spaces import Space
+
+Weights = Literal["ema", "raw"]
+
+
+class DiffusionModule(Configurable, LightningModule):
+    """Trains a denoiser with classifier-free dropout of its conditions, averages its weights, and samples from it.
+
+    A batch is a dict: "images", uint8 [B, C, H, W], and a tensor for each condition's name. Sampling and validation
+    call the averaged copy, in `ema.copies`; the trained weights are never touched.
+
+    Attributes:
+        measured: What the FID callback last measured, with its protocol; saved with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        space: Space,
+        prediction: Prediction = Prediction.V,
+        conditions: dict[str, Conditioner] | None = None,
+        drop_prob: float = 0.1,
+        density: Density | None = None,
+        weighting: Weighting | None = None,
+        ema: EMA | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    ) -> None:
+        """
+        Args:
+            network: The network, `network(x_t, network_time, cond)`.
+            schedule: The noise schedule.
+            space: Where diffusion happens: pixels or latents.
+            prediction: What the network's output estimates: EPSILON, X0, V or FLOW.
+            conditions: A conditioner for each name; none for an unconditional model.
+            drop_prob: The probability that a training sample's conditions are replaced by null.
+            density: The density of training times; uniform unless given.
+            weighting: The weight of each time's error; uniform in the output's space unless given.
+            ema: The average of the weights; decay 0.9999 unless given.
+            optimizer: The optimizer without its parameters; AdamW at 2e-4 unless given.
+            lr_scheduler: The scheduler without its optimizer, stepped each step; 1000 steps of warm-up unless given.
+
+        Raises:
+            InputError: The objects do not fit each other.
+        """
+        super().__init__()
+        self.space = space
+        self.denoiser = Denoiser(network, schedule, prediction, density, weighting)
+        self.conditions = Conditions(conditions, drop_prob)
+        self.conditions.check_embed_dim(getattr(network, "embed_dim", 0))
+        self.ema = ema or EMA()
+        self.ema.track(**self._trained())
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.measured: dict[str, Any] | None = None
+        self._seed = 0
+
+    def on_fit_start(self) -> None:
+        # seed_everything leaves its seed here; training noise follows it, as initial weights and batch order do.
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        generator = training_generator(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        drop = self.conditions.drop_mask(len(batch["images"]), generator)
+        loss = self.denoiser.loss(self.space.encode(batch["images"]), self.conditions(batch, drop), generator).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(**self._trained())
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.log("val/loss", self._held_out_loss(batch, batch_idx), sync_dist=True, batch_size=len(batch["images"]))
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.log("test/loss", self._held_out_loss(batch, batch_idx), sync_dist=True, batch_size=len(batch["images"]))
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Images for the batch's conditions, uint8 [B, C, H, W], sampled as the model was measured."""
+        world, first = self.trainer.world_size, self.trainer.predict_dataloaders.batch_size * batch_idx
+        # Ranks take every world-th image, so that an image's index, and with it its noise, is its place in the data.
+        indices = [(first + i) * world + self.global_rank for i in range(len(batch["images"]))]
+        return self.sample(batch, indices=indices, **sampling_defaults(self.measured))
+
+    def sample(
+        self, values: Mapping[str, Any], *, num_images: int | None = None, weights: Weights = "ema", **options: Any
+    ) -> Tensor:
+        """Generate images, as uint8 [N, C, H, W] on this module's device.
+
+        Args:
+            values: A value for each condition, or a whole batch, whose images only say how many are wanted.
+            num_images: How many images, for a model without conditions.
+            weights: "ema" or "raw".
+            options: Those of `generate`: seed, indices, sampler, steps, spacing, guidance_scale, clip_x0, batch_size,
+                progress.
+
+        Raises:
+            InputError: A value is out of range.
+        """
+        if "images" in values:
+            num_images = len(values["images"])
+            values = {name: values[name] for name in self.conditions.names()}
+        denoiser, conditions = self.parts(weights)
+        training = denoiser.training
+        precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
+        try:
+            with precision:
+                return generate(denoiser.eval(), conditions, self.space, values, num_images=num_images, **options)
+        finally:
+            denoiser.train(training)
+
+    def parts(self, weights: Weights = "ema") -> tuple[Denoiser, Conditions]:
+        """The denoiser and the conditions with averaged or with raw weights."""
+        if weights not in ("ema", "raw"):
+            raise unknown("weights", weights, ["ema", "raw"])
+        parts = self.ema.copies if weights == "ema" else self._trained()
+        return parts["denoiser"], parts["conditions"]  # type: ignore[return-value]  # ModuleDict forgets its values' class
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for part in self._trained().values() for p in part.parameters() if p.requires_grad]
+        optimizer = self.optimizer(trained) if self.optimizer else AdamW(trained, lr=2e-4)
+        scheduler = self.lr_scheduler or (lambda optimizer: LinearLR(optimizer, start_factor=1e-3, total_iters=1000))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning's own convention, so that load_from_checkpoint and resuming rebuild the module from it.
+        checkpoint["hyper_parameters"] = {
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+            **self.config["init_args"],
+        }
+        checkpoint["diffusion_lab"] = {"class_path": self.config["class_path"], "measured": self.measured}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.measured = checkpoint.get("diffusion_lab", {}).get("measured")
+
+    def _trained(self) -> dict[str, nn.Module]:
+        return {"denoiser": self.denoiser, "conditions": self.conditions}
+
+    @torch.no_grad()
+    def _held_out_loss(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The averaged weights' loss with all conditions kept, at the same times and noises every time."""
+        denoiser, conditions = self.parts("ema")
+        generator = training_generator(self.device, 0, batch_idx, self.global_rank)
+        keep = torch.zeros(len(batch["images"]), dtype=torch.bool, device=self.device)
+        return denoiser.loss(self.space.encode(batch["images"]), conditions(batch, keep), generator).mean()

@@ -1,0 +1,129 @@
+"""The U-Net of DDPM (arXiv 2006.11239) with ADM's scale-shift embedding (arXiv 2105.05233)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion_lab.conditions import Cond
+from diffusion_lab.configurable import Configurable
+from diffusion_lab.errors import InputError
+from diffusion_lab.networks.layers import (
+    Downsample,
+    ResidualBlock,
+    SelfAttention,
+    TimeEmbedding,
+    Upsample,
+    group_norm,
+    zero_init,
+)
+
+
+class UNet(Configurable, nn.Module):
+    """Residual blocks down and up with skips: `unet(x_t, network_time, cond) -> output`, in x_t's shape.
+
+    Levels halve the resolution; level 0 is the input's. `cond.concat` joins the input's channels and `cond.embed` is
+    added to the time embedding.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention_levels: Sequence[int] = (1,),
+        channels_per_head: int = 32,
+        embed_dim: int = 256,
+        concat_channels: int = 0,
+    ) -> None:
+        """
+        Args:
+            channels: Channels of the image or latent.
+            width: Channels of level 0.
+            multipliers: Channels of each level, in units of `width`.
+            blocks: Residual blocks a level on the way down; one more on the way up.
+            attention_levels: The levels with self-attention; the middle always has it.
+            channels_per_head: Channels of one attention head.
+            embed_dim: Length of the time-and-condition embedding.
+            concat_channels: Channels that conditions add to the input.
+
+        Raises:
+            InputError: A number is not positive, or a level does not exist.
+        """
+        super().__init__()
+        if min(channels, width, blocks, channels_per_head, embed_dim, *multipliers) < 1 or width % 2:
+            raise InputError("every size of a U-Net must be positive, and its width even")
+        if any(level not in range(len(multipliers)) for level in attention_levels):
+            raise InputError(
+                f"attention_levels {list(attention_levels)} must be among 0 to {len(multipliers) - 1}, the levels there are"
+            )
+        self.embed_dim, self.downsampling = embed_dim, 2 ** (len(multipliers) - 1)
+        widths = [width * multiplier for multiplier in multipliers]
+        self.time = TimeEmbedding(width, embed_dim)
+        self.enter = nn.Conv2d(channels + concat_channels, width, 3, padding=1)
+
+        def block(inward: int, outward: int, level: int) -> nn.ModuleList:
+            attention = SelfAttention(outward, channels_per_head) if level in attention_levels else nn.Identity()
+            return nn.ModuleList([ResidualBlock(inward, outward, embed_dim), attention])
+
+        self.down, skips, current = nn.ModuleList(), [width], width
+        for level, wide in enumerate(widths):
+            for _ in range(blocks):
+                self.down.append(block(current, wide, level))
+                skips.append(current := wide)
+            if level < len(widths) - 1:
+                self.down.append(Downsample(current))
+                skips.append(current)
+
+        self.middle = nn.ModuleList(
+            [
+                ResidualBlock(current, current, embed_dim),
+                SelfAttention(current, channels_per_head),
+                ResidualBlock(current, current, embed_dim),
+            ]
+        )
+
+        self.up = nn.ModuleList()
+        for level, wide in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(block(current + skips.pop(), wide, level))
+                current = wide
+            if level > 0:
+                self.up.append(Upsample(current))
+
+        self.leave = nn.Sequential(group_norm(width), nn.SiLU(), zero_init(nn.Conv2d(width, channels, 3, padding=1)))
+
+    def forward(self, x_t: Tensor, network_time: Tensor, cond: Cond) -> Tensor:
+        """
+        Args:
+            x_t: [B, C, H, W]; H and W divisible by 2 ** (levels - 1).
+            network_time: [B].
+            cond: The conditions.
+
+        Raises:
+            InputError: The image is not divisible by the downsampling, or there are tokens to attend to.
+        """
+        if x_t.shape[-1] % self.downsampling or x_t.shape[-2] % self.downsampling:
+            raise InputError(
+                f"an image of {x_t.shape[-2]}x{x_t.shape[-1]} cannot be halved {len(bin(self.downsampling)) - 3} times: "
+                f"make its sides divisible by {self.downsampling}, or give fewer model.network.multipliers"
+            )
+        if cond.context is not None:
+            raise InputError("this U-Net has no cross-attention: give it conditions that embed or concatenate")
+        embed = self.time(network_time)                                # [B, D]
+        if cond.embed is not None:
+            embed = embed + cond.embed.to(embed.dtype)
+        h = self.enter(x_t if cond.concat is None else torch.cat([x_t, cond.concat.to(x_t.dtype)], 1))
+        skips = [h]                                                    # [B, width, H, W]
+        for layer in self.down:
+            h = layer(h) if isinstance(layer, Downsample) else layer[1](layer[0](h, embed))
+            skips.append(h)
+        first, attention, second = self.middle
+        h = second(attention(first(h, embed)), embed)
+        for layer in self.up:
+            h = layer(h) if isinstance(layer, Upsample) else layer[1](layer[0](torch.cat([h, skips.pop()], 1), embed))
+        return self.leave(h)

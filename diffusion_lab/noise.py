@@ -1,0 +1,65 @@
+"""Where every random number comes from: sampling noise belongs to an image, training noise to a step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_lab.errors import InputError
+
+
+class SeededNoise:
+    """`noise(step) -> [B, *shape]`: standard normal noise that is a function of (seed, image index, step) alone.
+
+    It does not depend on batch size, world size, order or device. Each (seed, index) is the key of a Philox 4x64
+    counter generator and each step a block of its counter, so no two streams can meet (Salmon et al., 2011). It is
+    drawn on the CPU, because a device's log and cos differ from another's in the last bit.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        indices: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """
+        Args:
+            seed: The run's seed, from 0 to 2**64 - 1.
+            indices: The index of each image of the batch in the whole set.
+            shape: The shape of one image.
+            device: Where the noise is used.
+            dtype: float32 or float64.
+
+        Raises:
+            InputError: The seed or an index does not fit 64 bits.
+        """
+        if not all(0 <= value < 2**64 for value in (seed, *indices)):
+            raise InputError(f"seeds and image indices must be from 0 to 2**64 - 1: got seed {seed}")
+        self.seed, self.indices, self.shape = seed, tuple(indices), tuple(shape)
+        self.device, self.dtype = torch.device(device), dtype
+
+    def __call__(self, step: int) -> Tensor:
+        """The noise of one step: 0 for the starting point, i + 1 for the i-th step of a walk."""
+        kind = np.float64 if self.dtype == torch.float64 else np.float32
+        drawn = np.empty((len(self.indices), *self.shape), dtype=kind)
+        for position, index in enumerate(self.indices):
+            key = np.array([self.seed, index], dtype=np.uint64)
+            bits = np.random.Philox(key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64))
+            drawn[position] = np.random.Generator(bits).standard_normal(self.shape, dtype=kind)
+        return torch.from_numpy(drawn).to(self.device, self.dtype)
+
+
+def training_generator(device: torch.device | str, seed: int, step: int, rank: int) -> torch.Generator:
+    """A device generator for one training batch, seeded by a hash of (seed, step, rank).
+
+    Resuming needs no saved random state, and no two ranks draw the same t, noise or dropout.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    # torch takes seeds up to 2**63 - 1.
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)

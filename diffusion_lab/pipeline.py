@@ -1,0 +1,275 @@
+"""What a person holds to generate images: `load` a checkpoint, call it, `save` it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from PIL.Image import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from diffusion_lab.conditions import Conditions
+from diffusion_lab.configurable import build
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.errors import InputError, unknown
+from diffusion_lab.files import atomic_folder
+from diffusion_lab.generate import generate
+from diffusion_lab.samplers import Sampler
+from diffusion_lab.schedules import Spacing
+from diffusion_lab.spaces import Space
+
+if TYPE_CHECKING:
+    from diffusion_lab.module import DiffusionModule, Weights
+
+WEIGHTS, CONFIG, MEASURED = "model.safetensors", "config.json", "measured.json"
+
+
+class Pipeline:
+    """Generates images from a trained model: `pipe(labels=[3, 7], guidance_scale=2.0, seed=0)`.
+
+    Attributes:
+        config: What the model is made of, as plain data.
+        measured: The last distance that was measured and its protocol, or None. Its sampler, steps and guidance scale
+            are the defaults of a call.
+    """
+
+    def __init__(self, module: DiffusionModule, weights: Weights = "ema") -> None:
+        """
+        Args:
+            module: A module in hand, whose weights are shared, not copied.
+            weights: "ema" or "raw".
+        """
+        denoiser, conditions = module.parts(weights)
+        self._hold(denoiser, conditions, module.space, module.config, module.measured)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], measured: Mapping[str, Any] | None = None, trust: bool = False) -> Pipeline:
+        """The pipeline of a module's config, with random weights; no Lightning is needed.
+
+        Raises:
+            InputError: The config names what cannot be built, or does not fit together.
+        """
+        try:
+            parts = config["init_args"]
+            denoiser = Denoiser(
+                build(parts["network"], trust), build(parts["schedule"], trust), build(parts["prediction"])
+            )
+            conditions = Conditions(build(parts["conditions"], trust), parts["drop_prob"])
+            space = build(parts["space"], trust)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the config is not that of a diffusion_lab.DiffusionModule: {error!r}") from error
+        pipe = cls.__new__(cls)
+        pipe._hold(denoiser, conditions, space, config, measured)
+        return pipe
+
+    def _hold(
+        self,
+        denoiser: Denoiser,
+        conditions: Conditions,
+        space: Space,
+        config: Mapping[str, Any],
+        measured: Mapping[str, Any] | None,
+    ) -> None:
+        self._denoiser, self._conditions, self._space = denoiser.eval(), conditions.eval(), space
+        self.config, self.measured = dict(config), dict(measured) if measured else None
+        defaults = sampling_defaults(self.measured)
+        self._sampler: Sampler | str = defaults.get("sampler", "ddim")
+        self._steps = int(defaults.get("steps", 50))
+        self._spacing: Spacing = defaults.get("spacing", "trailing")
+        self._guidance_scale = float(defaults.get("guidance_scale", 1.0))
+
+    def __call__(
+        self,
+        num_images: int | None = None,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        guidance_scale: float | None = None,
+        clip_x0: bool | None = None,
+        batch_size: int = 64,
+        output_type: Literal["uint8", "pil"] = "uint8",
+        progress: bool = True,
+        **conditions: Any,
+    ) -> Tensor | list[Image]:
+        """Generate images.
+
+        Args:
+            num_images: How many, for a model without conditions.
+            seed: With an image's place in the list it decides the image.
+            steps: Steps of the walk; what the model was measured with unless given, or 50.
+            sampler: "ddpm", "ddim", or an object such as `DDIM(eta=0.5)`; likewise, or "ddim".
+            guidance_scale: 1 is no guidance; likewise, or 1.
+            clip_x0: Clamp each estimate to the data range; in pixel space unless given.
+            batch_size: Images in memory at once.
+            output_type: "uint8" for a tensor [N, C, H, W] on the CPU, "pil" for a list of images.
+            progress: Show a bar.
+            conditions: A list for each condition of the model, such as `labels=[3, 7]`.
+
+        Raises:
+            InputError: A value is out of range.
+            FloatingPointError: The samples are not finite.
+        """
+        if output_type not in ("uint8", "pil"):
+            raise unknown("output_type", output_type, ["uint8", "pil"])
+        images = generate(
+            self._denoiser,
+            self._conditions,
+            self._space,
+            conditions,
+            num_images=num_images,
+            seed=seed,
+            sampler=self._sampler if sampler is None else sampler,
+            steps=self._steps if steps is None else steps,
+            spacing=self._spacing,
+            guidance_scale=self._guidance_scale if guidance_scale is None else guidance_scale,
+            clip_x0=clip_x0,
+            batch_size=batch_size,
+            progress="sampling" if progress else None,
+        ).cpu()
+        return [to_pil_image(image) for image in images] if output_type == "pil" else images
+
+    def to(self, device: torch.device | str) -> Pipeline:
+        """Move the model to a device."""
+        self._denoiser.to(device)
+        self._conditions.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, by the names they have in a checkpoint folder."""
+        parts = {"denoiser": self._denoiser, "conditions": self._conditions}
+        return {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Take in the weights that came from `path`; raises InputError if they are another model's."""
+        expected = self.state_dict()
+        wrong = sorted(expected.keys() ^ state.keys())
+        wrong += [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
+        if wrong:
+            raise InputError(
+                f"the weights in {path} do not fit their config, {wrong[0]} first of {len(wrong)}: "
+                "the file is another model's, or of another version"
+            )
+        for part, module in {"denoiser": self._denoiser, "conditions": self._conditions}.items():
+            prefix = f"{part}."
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def __repr__(self) -> str:
+        count = sum(value.numel() for value in self.state_dict().values())
+        parts = self.config["init_args"]
+        score = f", {self.measured['key']} {self.measured['value']:.2f}" if self.measured else ""
+        return (
+            f"Pipeline({parts['network']['class_path']} with {count:,} parameters, prediction {parts['prediction']}, "
+            f"{parts['schedule']['class_path']}, conditions {self._conditions.names()}, images {list(self._space.shape)}"
+            f"{score})"
+        )
+
+
+def sampling_defaults(measured: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of `generate` that a model was measured with; none where it was not."""
+    if measured is None:
+        return {}
+    try:
+        options = dict(measured["protocol"]["sampling"])
+        return {**options, "sampler": build(options["sampler"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the measured protocol of this checkpoint is damaged ({error!r}): get it again") from error
+
+
+def load(path: str | Path, weights: Weights = "ema", trust: bool = False) -> Pipeline:
+    """Rebuild a trained model from its checkpoint and nothing else.
+
+    Args:
+        path: A folder that `fit` or `save` wrote, or a Lightning `.ckpt`.
+        weights: "ema", or "raw" from a `.ckpt`, which has both.
+        trust: Import and run classes from outside diffusion_lab and torch.nn that the checkpoint names.
+
+    Raises:
+        InputError: There is no such checkpoint, it is truncated, or it is something else.
+    """
+    if weights not in ("ema", "raw"):
+        raise unknown("weights", weights, ["ema", "raw"])
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path, weights, trust)
+    if path.is_file():
+        return _load_lightning(path, weights, trust)
+    raise InputError(f"no checkpoint at {path}: give a folder that fit or save wrote, or a Lightning .ckpt")
+
+
+def _load_folder(path: Path, weights: str, trust: bool) -> Pipeline:
+    missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
+    if missing:
+        raise InputError(f"{path} is no checkpoint: it has no {missing[0]}; give a folder that fit or save wrote")
+    if weights != "ema":
+        raise InputError(f"{path} holds averaged weights alone: load raw ones from the run's .ckpt")
+    config = _read_json(path / CONFIG)
+    measured = _read_json(path / MEASURED) if (path / MEASURED).is_file() else None
+    pipe = Pipeline.from_config(config.get("model", {}), measured, trust)
+    try:
+        state = load_file(path / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path / WEIGHTS} is truncated or not a safetensors file ({error}): get it again") from error
+    pipe.load_state_dict(state, path / WEIGHTS)
+    return pipe
+
+
+def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is truncated or not a Lightning checkpoint ({reason}): get it again") from error
+    if not isinstance(checkpoint, dict) or not {"diffusion_lab", "hyper_parameters", "state_dict"} <= checkpoint.keys():
+        raise InputError(f"{path} was not written by a diffusion_lab.DiffusionModule: give a .ckpt of one")
+    record, parameters = checkpoint["diffusion_lab"], checkpoint["hyper_parameters"]
+    arguments = {key: value for key, value in parameters.items() if not key.startswith("_")}
+    config = {"class_path": record["class_path"], "init_args": arguments}
+    pipe = Pipeline.from_config(config, record["measured"], trust)
+    prefix = "ema.copies." if weights == "ema" else ""
+    names = tuple(f"{prefix}{part}." for part in ("denoiser", "conditions"))
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(names)}
+    pipe.load_state_dict(state, path)
+    return pipe
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is truncated or not JSON ({error}): get it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no object: get it again")
+    return value
+
+
+def save(model: Pipeline | DiffusionModule, path: str | Path, overwrite: bool = False) -> Path:
+    """Write a checkpoint folder: averaged weights as safetensors, config and measured protocol as JSON.
+
+    Args:
+        model: A pipeline, or a module, of which the averaged weights are written.
+        path: The folder; it appears whole or not at all.
+        overwrite: Replace what is there.
+
+    Raises:
+        InputError: The folder holds something already, or cannot be written.
+    """
+    from diffusion_lab import __version__
+
+    pipe = model if isinstance(model, Pipeline) else Pipeline(model)
+    path = Path(path)
+    with atomic_folder(path, overwrite) as folder:
+        state = {key: value.detach().cpu().contiguous() for key, value in pipe.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        config = {"diffusion_lab": __version__, "model": pipe.config}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if pipe.measured:
+            (folder / MEASURED).write_text(json.dumps(pipe.measured, indent=2) + "\n")
+    return path

@@ -1,0 +1,152 @@
+"""From noise to data: walks along a list of times, calling `denoise(x_t, t)` and nothing else.
+
+A sampler knows nothing of networks, guidance, averaged weights or latents. To add one, write a class with a `step`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from diffusion_lab.configurable import Configurable
+from diffusion_lab.errors import InputError, unknown
+from diffusion_lab.guidance import Denoise
+from diffusion_lab.predictions import Estimate
+
+Noise = Callable[[int], Tensor]
+OnStep = Callable[[int, Tensor, Estimate], None]
+History = deque[tuple[Tensor, Estimate]]
+
+
+class Sampler(Configurable, ABC):
+    """`sampler(denoise, x_T, times, noise) -> x_0`, one `step` at a time.
+
+    Attributes:
+        order: How many past estimates a step may look at, its own included.
+    """
+
+    order: int = 1
+
+    @abstractmethod
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Tensor, s: Tensor, history: History, noise: Callable[[], Tensor]
+    ) -> Tensor:
+        """Go from x_t at time t to x_s at time s < t, and append (t, estimate) to the history.
+
+        Args:
+            denoise: The model, guided or not.
+            x_t: [B, C, H, W].
+            t: The time, a float64 scalar on the CPU.
+            s: The next time, likewise; 0 at the last step.
+            history: The estimates of the last `order` steps, oldest first.
+            noise: Draws this step's standard normal noise, in x_t's shape.
+        """
+
+    def __call__(
+        self, denoise: Denoise, x_T: Tensor, times: Tensor, noise: Noise, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Walk from x_T to x_0.
+
+        Args:
+            denoise: `denoise(x_t, t) -> Estimate`, with a `schedule`.
+            x_T: Standard normal noise, [B, C, H, W].
+            times: [steps + 1] float64, falling, as `schedule.times` gives them.
+            noise: `noise(i)` is step i's noise, in x_T's shape; asked only where the sampler is stochastic.
+            on_step: Called after step i with (i, x_s, estimate).
+        """
+        x_t, history = x_T, deque[tuple[Tensor, Estimate]](maxlen=self.order)
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            x_t = self.step(denoise, x_t, t, s, history, partial(noise, i))
+            if on_step is not None:
+                on_step(i, x_t, history[-1][1])
+        return x_t
+
+
+class DDPM(Sampler):
+    r"""Ancestral sampling from the posterior (DDPM, arXiv 2006.11239, eqs. 6-7, for any s < t).
+
+    With q(x_t | x_s) = N(r x_s, v), r = alpha_t / alpha_s and v = sigma_t^2 - r^2 sigma_s^2:
+    x_s = (r sigma_s^2 x_t + alpha_s v x0) / sigma_t^2 + std z, where std^2 is the posterior's v sigma_s^2 / sigma_t^2
+    ("small") or v itself ("large", the paper's beta). The last step, to s = 0, adds no noise.
+    """
+
+    def __init__(self, variance: Literal["small", "large"] = "small") -> None:
+        """
+        Args:
+            variance: "small", the posterior's, or "large", that of the forward step.
+
+        Raises:
+            InputError: Another variance.
+        """
+        if variance not in ("small", "large"):
+            raise unknown("DDPM variance", variance, ["small", "large"])
+        self.variance = variance
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Tensor, s: Tensor, history: History, noise: Callable[[], Tensor]
+    ) -> Tensor:
+        estimate = denoise(x_t, t)
+        history.append((t, estimate))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = denoise.schedule(t), denoise.schedule(s)
+        r = alpha_t / alpha_s
+        v = sigma_t**2 - r**2 * sigma_s**2
+        mean = (r * sigma_s**2 / sigma_t**2) * x_t + (alpha_s * v / sigma_t**2) * estimate.x0
+        if s == 0:
+            return mean
+        variance = v * sigma_s**2 / sigma_t**2 if self.variance == "small" else v
+        return mean + variance.sqrt() * noise()
+
+
+class DDIM(Sampler):
+    r"""Denoising diffusion implicit models (arXiv 2010.02502, eq. 12).
+
+    x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z, where std is eta times the deviation of DDPM's posterior
+    (eq. 16): eta 0 is deterministic, 1 is DDPM. Deterministic, it is the first-order solver of the probability-flow
+    ODE, exact where the estimate does not change.
+    """
+
+    def __init__(self, eta: float = 0.0) -> None:
+        """
+        Args:
+            eta: The share of DDPM's noise, from 0 to 1.
+
+        Raises:
+            InputError: eta lies outside 0..1.
+        """
+        if not 0 <= eta <= 1:
+            raise InputError(f"DDIM's eta must be from 0 to 1: got {eta}")
+        self.eta = eta
+
+    def step(
+        self, denoise: Denoise, x_t: Tensor, t: Tensor, s: Tensor, history: History, noise: Callable[[], Tensor]
+    ) -> Tensor:
+        estimate = denoise(x_t, t)
+        history.append((t, estimate))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = denoise.schedule(t), denoise.schedule(s)
+        if self.eta == 0 or s == 0:
+            return alpha_s * estimate.x0 + sigma_s * estimate.eps
+        v = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2
+        variance = self.eta**2 * v * sigma_s**2 / sigma_t**2
+        direction = (sigma_s**2 - variance).clamp(min=0).sqrt()
+        return alpha_s * estimate.x0 + direction * estimate.eps + variance.sqrt() * noise()
+
+
+SAMPLERS: dict[str, type[Sampler]] = {"ddpm": DDPM, "ddim": DDIM}
+
+
+def find_sampler(sampler: Sampler | str) -> Sampler:
+    """A sampler object from itself or from its name, in any case.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    if isinstance(sampler, Sampler):
+        return sampler
+    if str(sampler).lower() not in SAMPLERS:
+        raise unknown("sampler", sampler, SAMPLERS)
+    return SAMPLERS[str(sampler).lower()]()

@@ -1,0 +1,56 @@
+"""Between images and what is diffused."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.configurable import Configurable
+from diffusion_lab.errors import InputError
+
+
+class Space(Configurable, ABC):
+    """`encode(images) -> z` and `decode(z) -> images`, with the shape of one z and its range."""
+
+    shape: tuple[int, ...]
+    data_range: tuple[float, float] | None
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to float32 z."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """z to float images [B, C, H, W] in [-1, 1]; `to_uint8` makes them bytes."""
+
+
+class PixelSpace(Space):
+    """Pixels themselves, scaled from 0..255 to [-1, 1]: z = image / 127.5 - 1."""
+
+    data_range = (-1.0, 1.0)
+
+    def __init__(self, image_shape: Sequence[int]) -> None:
+        """
+        Args:
+            image_shape: Channels, height and width of an image.
+
+        Raises:
+            InputError: There are not three positive numbers.
+        """
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise InputError(f"image_shape must be [channels, height, width], all positive: got {list(image_shape)}")
+        self.shape = tuple(image_shape)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.float() / 127.5 - 1
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to bytes by rounding, as a PNG holds them; values outside the range are clamped."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,129 @@
+"""fit, validate, test and predict: LightningCLI over DiffusionModule, with errors of one line and a summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_lab.callbacks import FIDCallback, ImageWriter
+from diffusion_lab.config_errors import one_line
+from diffusion_lab.errors import InputError
+from diffusion_lab.files import check_writable, refuse_existing
+from diffusion_lab.module import DiffusionModule
+from diffusion_lab.pipeline import save
+
+OUTPUT_HELP = "where fit writes the finished model; nothing is written unless given"
+OVERWRITE_HELP = "let fit replace a finished model at --output"
+
+
+class Parser(LightningArgumentParser):
+    """jsonargparse with errors of one line and no abbreviations."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser inside another, which puts the error into its own tree
+            super().error(message, ex)
+        raise InputError(one_line(message, option_names(self))) from ex
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """The full names of a parser's options, those of its subcommands included."""
+    inner = [sub for action in parser._actions if isinstance(action.choices, dict) for sub in action.choices.values()]
+    return [action.dest for action in parser._actions] + [name for sub in inner for name in option_names(sub)]
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with `--output`: fit ends by writing the finished model there and printing what came of it."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--output", type=str | None, default=None, help=OUTPUT_HELP)
+        parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit" and (output := self._get(self.config, "output")):
+            refuse_existing(Path(output), self._get(self.config, "overwrite"))
+            check_writable(Path(output))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.append(KeepOnInterrupt() if self.subcommand == "fit" else ImageWriter())
+        return trainer
+
+    def before_fit(self) -> None:
+        self.started = time.perf_counter()
+
+    def after_fit(self) -> None:
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        output = self._get(self.config, "output")
+        if output:
+            save(self.model, output, self._get(self.config, "overwrite"))
+        Console().print(self._summary(output))
+
+    def _summary(self, output: str | None) -> Table:
+        table = Table(title="finished", show_header=False)
+        table.add_row("steps", f"{self.trainer.global_step:,}")
+        table.add_row("seconds", f"{time.perf_counter() - self.started:.0f}")
+        for name, value in sorted(self.trainer.callback_metrics.items()):
+            if name.endswith("loss"):
+                table.add_row(name, f"{value:.4f}")
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it in a connector
+            if isinstance(callback, FIDCallback) and callback.history:
+                first, last = callback.history[0], callback.history[-1]
+                table.add_row(callback.key, f"{last['value']:.2f} (at step {first['step']}: {first['value']:.2f})")
+                floor = callback.floor
+                table.add_row("real against real", "needs more images" if floor is None else f"{floor:.2f}")
+        if self.trainer.log_dir:
+            table.add_row("logs", str(self.trainer.log_dir))
+        if output:
+            table.add_row("model", output)
+            table.add_row("sample it", f"diffusion-lab sample {output} --help")
+        return table
+
+
+class KeepOnInterrupt(Callback):
+    """Writes a checkpoint when training is interrupted, and says where."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, KeyboardInterrupt):
+            return
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            print(
+                f"stopped at step {trainer.global_step}; the checkpoint is {path}: "
+                f"go on with --ckpt_path {path}, or diffusion-lab sample {path}",
+                file=sys.stderr,
+            )
+
+
+def run_training() -> None:
+    """Run the training command in `sys.argv`; raises InputError for bad input."""
+    # Data in memory is served from this process on purpose, and Lightning's own code uses what torch deprecates.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    try:
+        TrainingCLI(
+            DiffusionModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            parser_kwargs={"prog": "diffusion-lab"},
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+        )
+    except MisconfigurationException as error:
+        raise InputError(" ".join(str(error).split())) from error

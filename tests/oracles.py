@@ -1,0 +1,80 @@
+"""What the tests compare with: denoisers that know the answer, and small models with nothing trained in them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab import ClassLabel, Conditions, Configurable, Denoiser, DiffusionModule, PixelSpace, TableSchedule, UNet
+from diffusion_lab.conditions import Cond
+from diffusion_lab.predictions import Estimate
+from diffusion_lab.schedules import NoiseSchedule
+
+
+class Oracle:
+    """Knows x0: its estimate is exact at every x_t."""
+
+    def __init__(self, schedule: NoiseSchedule, x0: Tensor) -> None:
+        self.schedule, self.x0 = schedule, x0
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
+        alpha, sigma = self.schedule(t)
+        return Estimate(self.x0, (x_t - alpha * self.x0) / sigma)
+
+
+class GaussianOracle:
+    """The exact posterior mean for data from N(mean, deviation^2).
+
+    E[x0 | x_t] = mean + alpha d^2 / (alpha^2 d^2 + sigma^2) (x_t - alpha mean).
+    """
+
+    def __init__(self, schedule: NoiseSchedule, mean: float, deviation: float) -> None:
+        self.schedule, self.mean, self.deviation = schedule, mean, deviation
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
+        alpha, sigma = self.schedule(t)
+        gain = alpha * self.deviation**2 / (alpha**2 * self.deviation**2 + sigma**2)
+        x0 = self.mean + gain * (x_t - alpha * self.mean)
+        return Estimate(x0, (x_t - alpha * x0) / sigma)
+
+
+class SpyNetwork(Configurable, nn.Module):
+    """A network of one weight whose output differs in every channel and with its condition, and that counts."""
+
+    embed_dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+        self.batches: list[int] = []
+        self.conds: list[Cond] = []
+
+    def forward(self, x_t: Tensor, network_time: Tensor, cond: Cond) -> Tensor:
+        self.batches.append(len(x_t))
+        self.conds.append(cond)
+        channel = torch.arange(1, x_t.shape[1] + 1, dtype=x_t.dtype)[:, None, None]
+        shift = 0 if cond.embed is None else cond.embed.sum(1)[:, None, None, None]
+        return self.weight * x_t * channel + shift * channel + network_time[:, None, None, None] / 1000
+
+
+def spy_parts(channels: int = 4, prediction: str = "V") -> tuple[Denoiser, Conditions]:
+    """A spy's denoiser and conditions with three classes."""
+    torch.manual_seed(0)
+    conditions = Conditions({"labels": ClassLabel(3, SpyNetwork.embed_dim)})
+    nn.init.normal_(conditions.conditioners["labels"].rows.weight)  # type: ignore[arg-type, union-attr]
+    return Denoiser(SpyNetwork(), TableSchedule("linear"), prediction), conditions
+
+
+def tiny_module(**options: object) -> DiffusionModule:
+    """A class-conditional model of digits that trains in milliseconds a step, its output layer no longer zero."""
+    torch.manual_seed(0)
+    network = UNet(1, width=8, multipliers=(1, 2), blocks=1, channels_per_head=8, embed_dim=16)
+    nn.init.normal_(network.leave[2].weight, std=0.1)  # type: ignore[arg-type]
+    arguments = {
+        "network": network,
+        "schedule": TableSchedule(),
+        "space": PixelSpace([1, 8, 8]),
+        "conditions": {"labels": ClassLabel(10, 16)},
+        **options,
+    }
+    return DiffusionModule(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+from oracles import GaussianOracle, Oracle
+
+from diffusion_lab import DDIM, DDPM, InputError, TableSchedule
+from diffusion_lab.guidance import Clipped
+from diffusion_lab.samplers import Sampler, find_sampler
+from diffusion_lab.schedules import NoiseSchedule
+
+SAMPLERS = [DDPM(), DDPM("large"), DDIM(), DDIM(0.5), DDIM(1.0)]
+SCHEDULES = [TableSchedule("linear"), TableSchedule("squaredcos_cap_v2"), TableSchedule([0.1, 0.3, 0.6, 1.0])]
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=["linear", "cosine", "zero_snr"])
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_an_oracle_gets_its_image_back(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> None:
+    x0 = drawn(2, 3, 4, 4)
+    made = sampler(Oracle(schedule, x0), drawn(2, 3, 4, 4), schedule.times(steps), lambda i: drawn(2, 3, 4, 4))
+    torch.testing.assert_close(made, x0, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_the_last_step_asks_for_no_noise(sampler: Sampler) -> None:
+    schedule, asked = SCHEDULES[0], []
+
+    def noise(i: int) -> torch.Tensor:
+        asked.append(i)
+        return drawn(1, 1, 2, 2)
+
+    sampler(Oracle(schedule, drawn(1, 1, 2, 2)), drawn(1, 1, 2, 2), schedule.times(7), noise)
+    assert asked == ([] if isinstance(sampler, DDIM) and sampler.eta == 0 else list(range(6)))
+
+
+def test_each_step_starts_where_the_last_ended() -> None:
+    schedule, seen = SCHEDULES[0], []
+
+    class Recorder(Sampler):
+        def step(self, denoise, x_t, t, s, history, noise):  # type: ignore[no-untyped-def]
+            history.append((t, denoise(x_t, t)))
+            seen.append((t.item(), s.item()))
+            return x_t
+
+    for spacing in ("trailing", "leading", "linspace"):
+        seen.clear()
+        walked = []
+        Recorder()(
+            Oracle(schedule, drawn(1, 1, 2, 2)),
+            drawn(1, 1, 2, 2),
+            schedule.times(13, spacing),  # type: ignore[arg-type]
+            lambda i: drawn(1),
+            lambda i, x, estimate, walked=walked: walked.append(i),
+        )
+        assert [s for _, s in seen[:-1]] == [t for t, _ in seen[1:]]
+        assert seen[-1][1] == 0
+        assert walked == list(range(13))
+
+
+@pytest.mark.parametrize("rows", [(700, 650), (1000, 900), (2, 1), (500, 1)])
+def test_respaced_step_is_the_analytic_posterior(rows: tuple[int, int]) -> None:
+    """Conditioning the joint Gaussian of (x_s, x_t) given x0, in plain numbers, on x_t."""
+    schedule = SCHEDULES[0]
+    t, s = (torch.tensor(row / 1000, dtype=torch.float64) for row in rows)
+    abar_t, abar_s = (schedule.alphas_cumprod[row - 1].item() for row in rows)  # type: ignore[attr-defined]
+    x0, x_t = drawn(1, 1, 1, 1), drawn(1, 1, 1, 1)
+    ratio = (abar_t / abar_s) ** 0.5
+    covariance, variance_t = ratio * (1 - abar_s), 1 - abar_t
+    mean = abar_s**0.5 * x0 + covariance / variance_t * (x_t - abar_t**0.5 * x0)
+    deviation = ((1 - abar_s) - covariance**2 / variance_t) ** 0.5
+    for sampler in (DDPM(), DDIM(1.0)):
+        for z in (0.0, 1.0):
+            made = sampler.step(Oracle(schedule, x0), x_t, t, s, [], lambda z=z: torch.full_like(x_t, z))  # type: ignore[arg-type]
+            assert made.item() == pytest.approx((mean + deviation * z).item(), abs=1e-12)
+    large = DDPM("large").step(Oracle(schedule, x0), x_t, t, s, [], lambda: torch.ones_like(x_t))  # type: ignore[arg-type]
+    assert (large - mean).item() ** 2 == pytest.approx(1 - abar_t / abar_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [DDPM(), DDPM("large"), DDIM(), DDIM(0.5)], ids=repr)
+@pytest.mark.parametrize("name", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("steps", [5, 13, 50])
+def test_equal_to_diffusers(sampler: Sampler, name: str, steps: int) -> None:
+    """Its tables are put in float64, and clipping is off on both sides."""
+    kind = diffusers.DDPMScheduler if isinstance(sampler, DDPM) else diffusers.DDIMScheduler
+    options = {"variance_type": f"fixed_{sampler.variance}"} if isinstance(sampler, DDPM) else {"set_alpha_to_one": True}
+    theirs = kind(beta_schedule=name, clip_sample=False, prediction_type="v_prediction", timestep_spacing="leading", **options)
+    schedule = TableSchedule(name)
+    theirs.betas, theirs.alphas, theirs.alphas_cumprod = schedule.betas, schedule.alphas, schedule.alphas_cumprod
+    if isinstance(sampler, DDIM):
+        theirs.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
+    else:
+        theirs.one = torch.tensor(1.0, dtype=torch.float64)
+    theirs.set_timesteps(steps)
+    oracle = GaussianOracle(schedule, mean=0.3, deviation=0.5)
+    x_T, noises = drawn(4, 1, 2, 2), drawn(steps, 4, 1, 2, 2)
+    ours = sampler(oracle, x_T, schedule.times(steps, "leading"), lambda i: noises[i])
+    x = x_T
+    for i, index in enumerate(theirs.timesteps):
+        t = (index.double() + 1) / 1000
+        estimate = oracle(x, t)
+        alpha, sigma = schedule(t)
+        v = alpha * estimate.eps - sigma * estimate.x0
+        if isinstance(sampler, DDIM):
+            x = theirs.step(v, index, x, eta=sampler.eta, variance_noise=noises[i] if sampler.eta else None).prev_sample
+        else:
+            x = ddpm_step(theirs, v, index, x, noises[i])
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-6)
+
+
+def ddpm_step(theirs: diffusers.DDPMScheduler, v: torch.Tensor, index: torch.Tensor, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """diffusers' DDPM draws its own noise; ours is put in its place."""
+    from diffusers.schedulers import scheduling_ddpm
+
+    original = scheduling_ddpm.randn_tensor
+    scheduling_ddpm.randn_tensor = lambda *args, **options: noise
+    try:
+        return theirs.step(v, index, x).prev_sample
+    finally:
+        scheduling_ddpm.randn_tensor = original
+
+
+@pytest.mark.parametrize("sampler", [DDPM(), DDIM(1.0)], ids=repr)
+def test_stochastic_samplers_give_the_gaussian(sampler: Sampler) -> None:
+    """100,000 draws of N(0.3, 0.5^2) in 500 steps: within 4 standard errors, plus 0.5% for the steps' own error."""
+    schedule, n = TableSchedule("linear"), 100_000
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda i: torch.randn(n, 1, 1, 1, generator=generator, dtype=torch.float64)  # noqa: E731
+    made = sampler(GaussianOracle(schedule, 0.3, 0.5), draw(0), schedule.times(500), draw)
+    assert made.mean().item() == pytest.approx(0.3, abs=4 * 0.5 / n**0.5 + 0.0015)
+    assert made.std().item() == pytest.approx(0.5, rel=4 / (2 * n) ** 0.5 + 0.005)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_after_clipping_the_estimate_still_makes_x_t(sampler: Sampler) -> None:
+    schedule = SCHEDULES[1]
+    clipped = Clipped(Oracle(schedule, 3 * drawn(2, 1, 4, 4)), (-1.0, 1.0))
+    before: list[torch.Tensor] = [drawn(2, 1, 4, 4)]
+    times = schedule.times(6)
+
+    def on_step(i: int, x: torch.Tensor, estimate) -> None:  # type: ignore[no-untyped-def]
+        alpha, sigma = schedule(times[i])
+        assert estimate.x0.abs().max() <= 1
+        torch.testing.assert_close(alpha * estimate.x0 + sigma * estimate.eps, before[-1], rtol=0, atol=1e-12)
+        before.append(x)
+
+    made = sampler(clipped, before[0], times, lambda i: drawn(2, 1, 4, 4), on_step)
+    assert len(before) == 7
+    assert made.abs().max() <= 1 + 1e-12
+
+
+def test_zero_terminal_snr_stays_finite() -> None:
+    schedule = SCHEDULES[2]
+    for sampler in SAMPLERS:
+        made = sampler(GaussianOracle(schedule, 0.3, 0.5), drawn(3, 1, 2, 2), schedule.times(4), lambda i: drawn(3, 1, 2, 2))
+        assert bool(torch.isfinite(made).all())
+
+
+def test_names_and_bad_arguments() -> None:
+    assert isinstance(find_sampler("DDPM"), DDPM)
+    assert find_sampler(sampler := DDIM(0.2)) is sampler
+    with pytest.raises(InputError, match="unknown sampler 'ddmi': allowed are ddim, ddpm; did you mean 'ddim'"):
+        find_sampler("ddmi")
+    with pytest.raises(InputError, match="from 0 to 1: got 1.5"):
+        DDIM(1.5)
+    with pytest.raises(InputError, match="unknown DDPM variance 'medium'"):
+        DDPM("medium")  # type: ignore[arg-type]
