@@ -39,7 +39,7 @@ def one_line(message: str, options: Iterable[str] = ()) -> str:
             text = re.sub(r"<(?:class|enum) '([\w.]+)'>", r"\1", text)
             text = re.sub(r"^Type .* expects a function or a callable class: (.*)\. Got value: Namespace.*$", r"\1", text)
             text = re.sub(r"^Expected a typing\.Literal\[(.*)\]", r"Expected one of \1", text)
-            reasons.append(text)
+            reasons.append(re.sub(r"^Expected a (?=[aeiou])", "Expected an ", text))
     # A union lists each type's reason; the one that names a Literal's or an Enum's values says most.
     telling = [reason for reason in reasons if "one of" in reason or "{" in reason]
     reason = [*telling, *reasons, message.splitlines()[0]][0]

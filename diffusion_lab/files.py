@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -73,12 +72,14 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, on the same file system so that renaming is atomic, gone afterwards."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(f"cannot write {path}: {nearest} is a file, not a folder; give a path that can be written")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise InputError(f"cannot write {path}: {reason}; give a path that can be written") from error
+        raise InputError(f"cannot write {path}: {error.strerror}; give a path that can be written") from error
     try:
         yield folder
     finally:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from rich import get_console
 from rich.progress import MofNCompleteColumn, Progress
 from torch import Tensor
 
@@ -134,6 +135,9 @@ def progress_bar(label: str | None, total: int) -> Iterator[Callable[[], None]]:
     if label is None:
         yield lambda: None
         return
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as bar:
+    console = get_console()  # the one that Lightning's bars use, so that both can be shown at once
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    seen = console.is_terminal or console.is_jupyter  # a log file has no use for a bar
+    with Progress(*columns, console=console, transient=True, disable=not seen) as bar:
         task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.ema import EMA
 from diffusion_lab.errors import unknown
 from diffusion_lab.generate import generate
-from diffusion_lab.noise import training_generator
+from diffusion_lab.noise import run_seed, training_generator
 from diffusion_lab.objectives import Density, Weighting
 from diffusion_lab.pipeline import sampling_defaults
 from diffusion_lab.predictions import Prediction
@@ -82,8 +81,7 @@ class DiffusionModule(Configurable, LightningModule):
         self._seed = 0
 
     def on_fit_start(self) -> None:
-        # seed_everything leaves its seed here; training noise follows it, as initial weights and batch order do.
-        self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self._seed = run_seed()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         generator = training_generator(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
@@ -104,7 +102,7 @@ class DiffusionModule(Configurable, LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Images for the batch's conditions, uint8 [B, C, H, W], sampled as the model was measured."""
-        world, first = self.trainer.world_size, self.trainer.predict_dataloaders.batch_size * batch_idx
+        world, first = self.trainer.world_size, self.trainer.datamodule.batch_size * batch_idx  # type: ignore[attr-defined]
         # Ranks take every world-th image, so that an image's index, and with it its noise, is its place in the data.
         indices = [(first + i) * world + self.global_rank for i in range(len(batch["images"]))]
         return self.sample(batch, indices=indices, **sampling_defaults(self.measured))

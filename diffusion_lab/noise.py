@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,6 +54,11 @@ class SeededNoise:
             bits = np.random.Philox(key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64))
             drawn[position] = np.random.Generator(bits).standard_normal(self.shape, dtype=kind)
         return torch.from_numpy(drawn).to(self.device, self.dtype)
+
+
+def run_seed() -> int:
+    """The seed that Lightning's `seed_everything` left for this process, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def training_generator(device: torch.device | str, seed: int, step: int, rank: int) -> torch.Generator:

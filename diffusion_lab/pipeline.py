@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -221,14 +222,22 @@ def _load_folder(path: Path, weights: str, trust: bool) -> Pipeline:
     return pipe
 
 
-def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
+def read_lightning_checkpoint(path: Path) -> dict[str, Any]:
+    """A DiffusionModule's `.ckpt`, on the CPU; raises InputError if it is none or truncated."""
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: give a Lightning .ckpt")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is truncated or not a Lightning checkpoint ({reason}): get it again") from error
     if not isinstance(checkpoint, dict) or not {"diffusion_lab", "hyper_parameters", "state_dict"} <= checkpoint.keys():
         raise InputError(f"{path} was not written by a diffusion_lab.DiffusionModule: give a .ckpt of one")
+    return checkpoint
+
+
+def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
+    checkpoint = read_lightning_checkpoint(path)
     record, parameters = checkpoint["diffusion_lab"], checkpoint["hyper_parameters"]
     arguments = {key: value for key, value in parameters.items() if not key.startswith("_")}
     config = {"class_path": record["class_path"], "init_args": arguments}
@@ -267,9 +276,10 @@ def save(model: Pipeline | DiffusionModule, path: str | Path, overwrite: bool = 
     path = Path(path)
     with atomic_folder(path, overwrite) as folder:
         state = {key: value.detach().cpu().contiguous() for key, value in pipe.state_dict().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         config = {"diffusion_lab": __version__, "model": pipe.config}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
         if pipe.measured:
             (folder / MEASURED).write_text(json.dumps(pipe.measured, indent=2) + "\n")
     return path

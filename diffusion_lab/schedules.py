@@ -114,7 +114,7 @@ class TableSchedule(NoiseSchedule):
     def snap(self, t: Tensor) -> Tensor:
         """ceil(t T) / T: the row at or after t, and row 1 for t = 0."""
         row, fraction = self._row(t)
-        return ((row + (fraction > 0)).clamp(min=1) / len(self)).to(t.dtype)
+        return (row + (fraction > 0)).clamp(min=1).to(fraction.dtype) / len(self)
 
     def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """q(x_t | x_s) = N(mean * x_s, variance) for s < t: the pair (alpha_t / alpha_s, variance).

@@ -20,8 +20,9 @@ from diffusion_lab.config_errors import one_line
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import check_writable, refuse_existing
 from diffusion_lab.module import DiffusionModule
-from diffusion_lab.pipeline import save
+from diffusion_lab.pipeline import read_lightning_checkpoint, save
 
+CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes for a path
 OUTPUT_HELP = "where fit writes the finished model; nothing is written unless given"
 OVERWRITE_HELP = "let fit replace a finished model at --output"
 
@@ -50,6 +51,12 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str | None, default=None, help=OUTPUT_HELP)
         parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].ckpt_path
+        if path not in (None, *CHECKPOINT_KEYWORDS):
+            read_lightning_checkpoint(Path(path))
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit" and (output := self._get(self.config, "output")):
@@ -111,8 +118,10 @@ class KeepOnInterrupt(Callback):
 
 def run_training() -> None:
     """Run the training command in `sys.argv`; raises InputError for bad input."""
-    # Data in memory is served from this process on purpose, and Lightning's own code uses what torch deprecates.
+    # Data in memory is served from this process, and averaged weights stay in eval mode, on purpose; Lightning's own
+    # code uses what torch and jsonargparse deprecate.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     try:
         TrainingCLI(

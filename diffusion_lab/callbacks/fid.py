@@ -150,7 +150,7 @@ class FIDCallback(Callback):
         value = frechet_distance(reference, features.compute())
 
         metrics = {f"{stage}/{self.key}": value} | ({} if floor is None else {f"{stage}/{self.key}_floor": floor})
-        if trainer.evaluating or trainer.validating:
+        if trainer.evaluating:
             module.log_dict(metrics, rank_zero_only=True)
         else:  # before and after training there is no loop to log in
             for logger in trainer.loggers:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from diffusion_lab.configurable import Configurable
 from diffusion_lab.data.sources import Images, Source
 from diffusion_lab.errors import InputError
+from diffusion_lab.noise import run_seed
 
 Split = Literal["train", "validation", "all"]
 Batch = dict[str, Tensor]
@@ -37,6 +38,25 @@ class TensorImages(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         chosen = torch.tensor(indices)
         return {key: column[chosen] for key, column in self.columns.items()}
+
+
+class EpochOrder(DistributedSampler[int]):
+    """Shuffles by (seed, epoch) and gives each rank its part, so that a resumed run sees what it would have seen."""
+
+    def __init__(self, images: TensorImages, trainer: Trainer | None) -> None:
+        """
+        Args:
+            images: What is shuffled.
+            trainer: Knows epoch and rank; without one it is always epoch 0 of one rank.
+        """
+        ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        super().__init__(images, *ranks, seed=run_seed(), drop_last=True)
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[int]:
+        # Asked here: after resuming from the end of an epoch, Lightning's own set_epoch is one epoch behind.
+        self.epoch = self.trainer.current_epoch if self.trainer else 0
+        return super().__iter__()
 
 
 def whole(batch: Batch) -> Batch:
@@ -97,17 +117,22 @@ class Unconditional(Configurable, LightningDataModule):
         self.part("all")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader("train", shuffle=True, drop_last=True)
+        images = self._columns("train")
+        sampler = EpochOrder(images, self.trainer)
+        return DataLoader(images, batch_size=self.batch_size, sampler=sampler, collate_fn=whole, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("validation")
+        return self._held_out()
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader("validation")
+        return self._held_out()
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader("validation")
+        return self._held_out()
 
-    def _loader(self, split: Split, **options: bool) -> DataLoader[Any]:
+    def _columns(self, split: Split) -> TensorImages:
+        return TensorImages(self.columns(self.part(split)))
+
+    def _held_out(self) -> DataLoader[Any]:
         # In this process: selecting rows of a tensor is faster than handing them over from a worker.
-        return DataLoader(TensorImages(self.columns(self.part(split))), self.batch_size, collate_fn=whole, **options)
+        return DataLoader(self._columns("validation"), batch_size=self.batch_size, collate_fn=whole)

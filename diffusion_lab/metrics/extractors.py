@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import pickle
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -150,20 +151,23 @@ class Inception(Configurable, nn.Module):
             InputError: The weights are not there and cannot be downloaded.
         """
         super().__init__()
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
-        if weights is not None and not Path(weights).is_file():
-            raise InputError(f"no Inception weights at {weights}: give the path of the .pth file, or none to download it")
+        path = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
         try:
+            if weights is None and not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.rpartition("-")[2])
+            # torch-fidelity unpickles whatever it is given; what loads here holds tensors alone.
+            torch.load(path, map_location="cpu", weights_only=True)
             self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
             )
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"Inception's weights could not be read from {weights or cache} ({reason}): download "
-                "weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases and give its path as `weights`"
+                f"no Inception weights could be had from {path} ({reason}): download {Path(URL_INCEPTION_V3).name} "
+                "from torch-fidelity's releases and give its path as `weights`"
             ) from error
         self.eval()
 

@@ -41,11 +41,15 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("frequencies", torch.exp(-math.log(10000) * half / (channels // 2)), persistent=False)
         self.layers = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
 
-    def forward(self, network_time: Tensor) -> Tensor:
+    def sinusoids(self, network_time: Tensor) -> Tensor:
+        """cos(w t), sin(w t) with w from 1 down towards 1/10000: [B] -> [B, channels]."""
         # In float32 whatever the weights' precision: half precision cannot tell times 999 and 1000 apart.
         angles = network_time.float()[:, None] * self.frequencies.float()
+        return torch.cat([angles.cos(), angles.sin()], 1)
+
+    def forward(self, network_time: Tensor) -> Tensor:
         weights: Tensor = self.layers[0].weight
-        return self.layers(torch.cat([angles.cos(), angles.sin()], 1).to(weights.dtype))
+        return self.layers(self.sinusoids(network_time).to(weights.dtype))
 
 
 class ResidualBlock(nn.Module):

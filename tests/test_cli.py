@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from oracles import tiny_module
+from PIL import Image
+
+from diffusion_lab import load, save
+from diffusion_lab.cli import main
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "seed_everything": 0,
+    "trainer": {"accelerator": "cpu", "max_epochs": 1, "max_steps": 4, "enable_progress_bar": False, "enable_model_summary": False},
+    "model": {
+        "network": {"class_path": "diffusion_lab.UNet", "init_args": {"channels": 1, "width": 8, "multipliers": [1, 2], "blocks": 1, "channels_per_head": 8, "embed_dim": 16}},
+        "schedule": {"class_path": "diffusion_lab.TableSchedule"},
+        "space": {"class_path": "diffusion_lab.PixelSpace", "init_args": {"image_shape": [1, 8, 8]}},
+        "conditions": {"labels": {"class_path": "diffusion_lab.ClassLabel", "init_args": {"num_classes": 10, "embed_dim": 16}}},
+    },
+    "data": {"class_path": "diffusion_lab.ClassConditional", "init_args": {"source": {"class_path": "diffusion_lab.Digits"}, "batch_size": 64}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    callback = {"class_path": "diffusion_lab.FIDCallback",
+                "init_args": {"extractor": {"class_path": "diffusion_lab.DigitClassifier"}, "samples": 20, "steps": 2, "floor_splits": 1}}  # fmt: skip
+    config = {**TINY, "trainer": {**TINY["trainer"], "callbacks": [callback]}}  # type: ignore[dict-item]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["diffusion-lab", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def test_help_is_there_without_torch() -> None:
+    code = "import sys, diffusion_lab.cli as c; sys.argv = ['diffusion-lab', '--help']\ntry: c.main()\nexcept SystemExit: print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.endswith("False\n")
+    assert all(name in printed for name in ("fit", "validate", "test", "predict", "sample"))
+
+
+def test_sampling_needs_no_lightning(here: Path) -> None:
+    save(tiny_module(), "model")
+    code = "import sys, diffusion_lab; p = diffusion_lab.load('model'); p(labels=[1], steps=2); print('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_fit_trains_measures_saves_and_says_so(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", "--config", "tiny.yaml", "--output", "out/model", "--model.prediction", "X0", "--trainer.max_steps", "3"]
+    assert command(monkeypatch, *arguments) == 0
+    printed = capsys.readouterr().out
+    for row in ("steps", "seconds", "train/loss", "fd_digits_20", "real against real", "out/model"):
+        assert row in printed
+    measured = json.loads(Path("out/model/measured.json").read_text())
+    assert (measured["key"], measured["step"]) == ("fd_digits_20", 3)
+    pipe = load("out/model")
+    assert pipe.config["init_args"]["prediction"] == "X0"
+    assert f"{measured['value']:.2f}" in printed
+
+    before = Path("out/model/model.safetensors").read_bytes()
+    assert command(monkeypatch, *arguments) == 2
+    assert "out/model already holds a finished run: give another folder, or --overwrite" in capsys.readouterr().err
+    assert Path("out/model/model.safetensors").read_bytes() == before
+    assert command(monkeypatch, *arguments, "--overwrite", "--seed_everything", "5") == 0
+    assert Path("out/model/model.safetensors").read_bytes() != before
+
+
+def test_validate_test_and_predict_take_a_checkpoint(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "fit", "--config", "tiny.yaml") == 0
+    (ckpt,) = Path("lightning_logs").rglob("*.ckpt")
+    capsys.readouterr()
+    assert command(monkeypatch, "validate", "--config", "tiny.yaml", "--ckpt_path", ckpt) == 0
+    assert "val/fd_digits_20_floor" in capsys.readouterr().out
+    assert command(monkeypatch, "test", "--config", "tiny.yaml", "--ckpt_path", ckpt) == 0
+    assert "test/fd_digits_20" in capsys.readouterr().out
+    assert command(monkeypatch, "predict", "--config", "tiny.yaml", "--ckpt_path", ckpt) == 0
+    written = sorted(Path("lightning_logs").rglob("predictions/*.png"))
+    assert len(written) == 360
+    assert Image.open(written[0]).size == (8, 8)
+
+
+def test_print_config_shows_every_field(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "fit", "--config", "tiny.yaml", "--model.drop_prob", "0.25", "--print_config") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["model"]["drop_prob"] == 0.25
+    assert shown["model"]["prediction"] == "V"
+    assert shown["model"]["schedule"]["init_args"]["betas"] == "squaredcos_cap_v2"
+
+
+def test_help_texts_come_from_docstrings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "fit", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The probability that a training sample's conditions are replaced by null." in shown
+
+
+def test_sample_writes_the_grid_of_the_pipeline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tiny_module(), "model")
+    options = ["--guidance-scale", 2, "--steps", 3, "--seed", 4]
+    assert command(monkeypatch, "sample", "model", "--labels", 0, 5, *options, "--output", "new/a.png") == 0
+    picture = np.array(Image.open("new/a.png"))[..., 0]
+    images = load("model")(labels=[0, 5], guidance_scale=2.0, steps=3, seed=4, progress=False)
+    assert isinstance(images, torch.Tensor)
+    for i in range(2):
+        left = 3 + i * 51
+        assert np.array_equal(picture[3 : 3 + 48 : 6, left : left + 48 : 6], images[i, 0].numpy())
+    assert [path.name for path in Path("new").iterdir()] == ["a.png"]
+
+
+BAD = [
+    (["fit", "--config", "nope.yaml"], "File does not exist"),
+    (["fit"], "the following arguments are required"),
+    (["fit", "--config", "tiny.yaml", "--trainer.max_step", "3"], "--trainer.max_step 3; did you mean 'trainer.max_steps'?"),
+    (["fit", "--config", "tiny.yaml", "--trainer.max_steps", "abc"], "trainer.max_steps: Expected an int. Got value: abc"),
+    (["fit", "--config", "tiny.yaml", "--model.prediction", "W"], "model.prediction: Expected a member of Prediction: {EPSILON,X0,V,FLOW}"),
+    (["fit", "--config", "tiny.yaml", "--model.network.widht", "8"], "model.network: Option 'widht' is not accepted; did you mean 'width'?"),
+    (["fit", "--config", "tiny.yaml", "--model.network", "diffusion_lab.Unet"], "no attribute 'Unet'; did you mean 'UNet'?"),
+    (["fit", "--config", "tiny.yaml", "--data.batch_size", "x"], "data.batch_size: Expected an int. Got value: x"),
+    (["fit", "--config", "tiny.yaml", "--data.batch_size", "5000"], "data.batch_size must be from 1 to 1437"),
+    (["fit", "--config", "tiny.yaml", "--model.schedule.betas", "cosine"], "Expected one of 'linear', 'squaredcos_cap_v2'. Got value: cosine"),
+    (["fit", "--config", "tiny.yaml", "--model.schedule.betas", "[0.5, 1.0]", "--model.prediction", "EPSILON"], "use V, X0 or FLOW"),
+    (["fit", "--config", "tiny.yaml", "--output", "tiny.yaml/model"], "cannot write tiny.yaml/model"),
+    (["fit", "--config", "tiny.yaml", "--ckpt_path", "nope.ckpt"], "nope.ckpt"),
+    (["validate", "--config", "tiny.yaml", "--ckpt_path", "tiny.yaml"], "tiny.yaml is truncated or not a Lightning checkpoint"),
+    (["sample", "nowhere", "--labels", "1"], "no checkpoint at nowhere"),
+    (["sample", "model"], "this model is conditional: give labels"),
+    (["sample", "model", "--labels", "10"], "label 10 is out of range: this model knows 0 to 9"),
+    (["sample", "model", "--labels", "one"], "argument --labels: invalid int value: 'one'"),
+    (["sample", "model", "--labels", "1", "--steps", "0"], "steps must be from 1 to 1000"),
+    (["sample", "model", "--labels", "1", "--guidance-scale", "-1"], "guidance scale must be a number from 0"),
+    (["sample", "model", "--labels", "1", "--sampler", "dpm"], "unknown sampler 'dpm': allowed are ddim, ddpm"),
+    (["sample", "model", "--labels", "1", "--output", "tiny.yaml/a.png"], "cannot write tiny.yaml/a.png"),
+    (["sample", "model", "--labels", "1", "--output", "a.jpg"], "ends in .png"),
+    (["sample", "model", "--labels", "1", "--output", "."], "ends in .png"),
+    (["sample", "model", "--labels", "1", "--device", "tpux"], "no device 'tpux' here"),
+    (["sample", "model", "--labels", "1", "--columns", "0"], "--columns must be at least 1"),
+    (["sample", "model", "--label", "1"], "unrecognized arguments: --label 1"),
+    (["smaple"], "unknown command 'smaple'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_line_and_status_2(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    if arguments[0] == "sample":
+        save(tiny_module(), "model")
+    before = sorted(here.rglob("*"))
+    assert command(monkeypatch, *arguments) == 2
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diffusion-lab")]
+    assert len(printed) == 1
+    assert printed[0].startswith("diffusion-lab: error: ")
+    assert message in printed[0]
+    left = [path for path in here.rglob("*") if path not in before and "lightning_logs" not in path.parts]
+    assert left == [], "something was left half-written"
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_a_usable_checkpoint_and_says_where(here: Path) -> None:
+    arguments = ["fit", "--config", "tiny.yaml", "--trainer.max_steps", "100000", "--trainer.max_epochs", "100000"]
+    process = subprocess.Popen([sys.executable, "-m", "diffusion_lab", *arguments], stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(here.rglob("*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode != 0
+    (line,) = [line for line in printed.splitlines() if line.startswith("stopped at step")]
+    path = Path(line.split("the checkpoint is ")[1].split(": ")[0])
+    assert load(path)(labels=[1], steps=2, progress=False).shape == (1, 1, 8, 8)  # type: ignore[union-attr]
+    assert "Traceback" not in printed

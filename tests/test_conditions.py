@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import spy_parts
+
+from diffusion_lab import ClassLabel, Cond, Conditions, InputError
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
+def test_the_drop_rate_is_the_probability_of_null(probability: float) -> None:
+    """40,000 samples, within 4 standard errors."""
+    mask = Conditions({"labels": ClassLabel(3, 4)}, probability).drop_mask(40_000, torch.Generator().manual_seed(0))
+    assert mask.float().mean().item() == pytest.approx(probability, abs=4 * (probability * (1 - probability) / 40_000) ** 0.5)
+
+
+def test_one_mask_a_sample_is_shared_by_all_conditions() -> None:
+    conditions = Conditions({"labels": ClassLabel(3, 4), "styles": ClassLabel(5, 4)})
+    torch.nn.init.constant_(conditions.conditioners["labels"].rows.weight, 1.0)  # type: ignore[arg-type, union-attr]
+    torch.nn.init.constant_(conditions.conditioners["styles"].rows.weight, 10.0)  # type: ignore[arg-type, union-attr]
+    for conditioner, null in zip(conditions.conditioners.values(), (100.0, 1000.0), strict=True):
+        torch.nn.init.constant_(conditioner.rows.weight[-1], null)  # type: ignore[arg-type, union-attr, index]
+    drop = conditions.drop_mask(64, torch.Generator().manual_seed(0))
+    drop[:8] = True
+    batch = {"labels": torch.arange(64) % 3, "styles": torch.arange(64) % 5}
+    embed = conditions(batch, drop).embed
+    assert embed is not None
+    assert torch.equal(embed[:, 0], torch.where(drop, 1100.0, 11.0))
+
+
+def test_null_is_a_row_of_its_own_that_no_label_reaches() -> None:
+    label = ClassLabel(3, 4)
+    values = torch.tensor([0, 1, 2])
+    kept = label(values, torch.zeros(3, dtype=torch.bool)).embed
+    dropped = label(values, torch.ones(3, dtype=torch.bool)).embed
+    assert kept is not None
+    assert dropped is not None
+    assert torch.equal(dropped, label.rows.weight[3].expand(3, 4))
+    assert torch.equal(kept, label.rows.weight[:3])
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_never_and_always_dropping_both_train(probability: float) -> None:
+    denoiser, conditions = spy_parts()
+    conditions.drop_prob = probability
+    generator = torch.Generator().manual_seed(0)
+    cond = conditions({"labels": torch.arange(12) % 3}, conditions.drop_mask(12, generator))
+    denoiser.loss(torch.randn(12, 4, 4, 4), cond, generator).mean().backward()
+    gradient = conditions.conditioners["labels"].rows.weight.grad.abs().sum(1)  # type: ignore[union-attr]
+    assert (gradient > 0).tolist() == ([False] * 3 + [True] if probability else [True] * 3 + [False])
+
+
+def test_cat_and_merge() -> None:
+    a, b = Cond(embed=torch.ones(2, 3)), Cond(embed=torch.zeros(2, 3))
+    joined = a.cat(b).embed
+    assert joined is not None
+    assert joined[:, 0].tolist() == [1, 1, 0, 0]
+    tokens = Cond(context=torch.ones(2, 5, 3), mask=torch.ones(2, 5, dtype=torch.bool))
+    both = a.merge(a).merge(tokens).merge(tokens)
+    assert both.embed is not None
+    assert both.embed[0, 0] == 2
+    assert both.context is not None
+    assert both.context.shape == (2, 10, 3)
+    assert both.concat is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels": [0, 3]}, "label 3 is out of range: this model knows 0 to 2"),
+        ({"labels": [-1]}, "label -1 is out of range"),
+        ({"labels": [0.5]}, "whole numbers"),
+        ({"labels": ["cat"]}, "whole numbers"),
+        ({"labels": 3}, "list of whole numbers"),
+        ({}, "this model is conditional: give labels"),
+        ({"labels": [0], "captions": ["a"]}, "no condition 'captions': it has labels"),
+    ],
+)
+def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Conditions({"labels": ClassLabel(3, 4)}).prepare(values)
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(InputError, match="from 0 to 1: got 1.5"):
+        Conditions(drop_prob=1.5)
+    with pytest.raises(InputError, match="at least 1: got 0"):
+        ClassLabel(0, 4)
+    with pytest.raises(InputError, match="conditions.labels.embed_dim is 4 but model.network.embed_dim is 8"):
+        Conditions({"labels": ClassLabel(3, 4)}).check_embed_dim(8)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from diffusion_lab import ClassConditional, Digits, InputError, Unconditional
+from diffusion_lab.data import Images, Source
+
+
+class Grey(Source):
+    """Ten images without labels."""
+
+    def read(self) -> Images:
+        return Images(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1))
+
+
+def test_digits_are_scikit_learns_and_lose_nothing() -> None:
+    digits, theirs = Digits().read(), load_digits()
+    assert digits.images.shape == (1797, 1, 8, 8)
+    assert digits.images.dtype == torch.uint8
+    assert (digits.images[:, 0].double() * 16 / 255).round().tolist() == theirs.images.tolist()
+    assert digits.labels is not None
+    assert digits.labels.tolist() == theirs.target.tolist()
+
+
+def test_the_split_is_fixed_disjoint_and_balanced() -> None:
+    digits = Digits().read()
+    train, validation = digits.split(0.2, 0)
+    assert sorted([*train.tolist(), *validation.tolist()]) == list(range(1797))
+    assert torch.equal(digits.split(0.2, 0)[0], train)
+    assert not torch.equal(digits.split(0.2, 1)[0], train)
+    assert digits.labels is not None
+    whole, held = digits.labels.bincount() / 1797, digits.labels[validation].bincount() / len(validation)
+    torch.testing.assert_close(whole, held, rtol=0, atol=0.005)
+
+
+def test_training_batches_are_shuffled_and_validation_is_whole_and_in_order() -> None:
+    data = ClassConditional(Digits(), batch_size=64)
+    data.setup("fit")
+    epoch = list(data.train_dataloader())
+    assert {len(batch["images"]) for batch in epoch} == {64}
+    assert len(epoch) == 1437 // 64
+    validation = list(data.val_dataloader())
+    assert torch.equal(torch.cat([batch["images"] for batch in validation]), data.part("validation").images)
+    assert not torch.equal(torch.cat([batch["images"] for batch in epoch]), data.part("train").images[: 64 * len(epoch)])
+    # An image keeps its own label through the shuffle.
+    known = {tuple(i.flatten().tolist()): int(k) for i, k in zip(data.part("train").images, data.part("train").labels, strict=True)}  # type: ignore[arg-type]
+    for image, label in zip(epoch[0]["images"], epoch[0]["labels"], strict=True):
+        assert known[tuple(image.flatten().tolist())] == label
+
+
+def test_unconditional_has_images_alone() -> None:
+    data = Unconditional(Grey(), batch_size=3)
+    data.setup("fit")
+    assert [sorted(batch) for batch in data.val_dataloader()] == [["images"]]
+    assert data.conditions(5) == {}
+    assert torch.cat(list(data.reference("all", 4))).flatten().tolist() == list(range(10))
+
+
+def test_labels_come_in_turn() -> None:
+    assert ClassConditional(Digits()).conditions(12)["labels"].tolist() == [*range(10), 0, 1]
+
+
+def test_bad_input() -> None:
+    with pytest.raises(InputError, match="Grey has no class labels: use Unconditional"):
+        ClassConditional(Grey(), batch_size=2).val_dataloader()
+    with pytest.raises(InputError, match=r"from 1 to 8, .* got 9"):
+        Unconditional(Grey(), batch_size=9).setup("fit")
+    with pytest.raises(InputError, match="validation_fraction 1.5 cannot split 10 images"):
+        Unconditional(Grey(), batch_size=1, validation_fraction=1.5).setup("fit")

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from oracles import tiny_module
+from torch import Tensor
+
+from diffusion_lab import EMA, ClassConditional, DiffusionModule, Digits, InputError, PixelSpace, TableSchedule, Unconditional
+
+
+QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+def trainer(tmp_path: Path, **options: Any) -> Trainer:
+    return Trainer(**{**QUIET, "default_root_dir": tmp_path, "enable_checkpointing": False, "max_steps": 6, "num_sanity_val_steps": 0, **options})
+
+
+def digits() -> ClassConditional:
+    return ClassConditional(Digits(), batch_size=32)
+
+
+class Weights(Callback):
+    """Remembers the trained weights after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step > len(self.seen) - 1:
+            self.note(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.note(pl_module)
+
+    def note(self, module: Any) -> None:
+        self.seen.append([p.detach().clone().double() for p in module.denoiser.parameters()])
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_averaged_weights_are_the_closed_form_of_optimizer_steps(tmp_path: Path, accumulate: int) -> None:
+    module, weights = tiny_module(ema=EMA(decay=0.8, warmup=False)), Weights()
+    trainer(tmp_path, accumulate_grad_batches=accumulate, callbacks=[weights]).fit(module, digits())
+    assert len(weights.seen) == 7
+    for i, averaged in enumerate(module.ema.copies["denoiser"].parameters()):
+        expected = 0.8**6 * weights.seen[0][i] + sum(0.2 * 0.8 ** (6 - k) * weights.seen[k][i] for k in range(1, 7))
+        torch.testing.assert_close(averaged.double(), expected, rtol=1e-5, atol=1e-6)
+    assert module.ema.updates == 6
+
+
+class SamplesAtValidation(Callback):
+    """Samples with averaged weights inside validation, and then fails if told to."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails, self.before, self.after = fails, {}, {}  # type: ignore[var-annotated]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.before = {k: v.clone() for k, v in pl_module.state_dict().items() if isinstance(v, Tensor)}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.sample({"labels": [1, 2]}, steps=3, guidance_scale=2.0)
+        if self.fails:
+            raise ArithmeticError("sampling failed")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_are_bit_equal_after_validation_even_when_sampling_raises(tmp_path: Path, fails: bool) -> None:
+    module, callback = tiny_module(), SamplesAtValidation(fails)
+    run = trainer(tmp_path, callbacks=[callback], val_check_interval=4, max_steps=4)
+    if fails:
+        with pytest.raises(ArithmeticError):
+            run.fit(module, digits())
+    else:
+        run.fit(module, digits())
+    after = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    assert callback.before.keys() == after.keys()
+    assert all(torch.equal(callback.before[key], value) for key, value in after.items())
+    assert not torch.equal(after["denoiser.network.enter.weight"], after["ema.copies.denoiser.network.enter.weight"])
+
+
+def test_sampling_says_which_weights_it_uses_and_leaves_the_mode_alone() -> None:
+    module = tiny_module().train()
+    with torch.no_grad():
+        module.denoiser.network.leave[2].weight.mul_(-1)  # type: ignore[union-attr, index, operator]
+    options: dict[str, Any] = {"steps": 3, "seed": 1}
+    ema, raw = (module.sample({"labels": [1]}, weights=w, **options) for w in ("ema", "raw"))
+    assert not torch.equal(ema, raw)
+    assert module.denoiser.training
+    with pytest.raises(InputError, match="unknown weights 'best'"):
+        module.sample({"labels": [1]}, weights="best")  # type: ignore[arg-type]
+
+
+def test_images_do_not_depend_on_the_batch_size() -> None:
+    module, labels = tiny_module(), {"labels": torch.arange(70) % 10}
+    whole = module.sample(labels, steps=5, guidance_scale=2.0, seed=3)
+    for size in (1, 7):
+        parts = module.sample(labels, steps=5, guidance_scale=2.0, seed=3, batch_size=size)
+        difference = (whole.int() - parts.int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() <= 0.001
+    some = module.sample({"labels": labels["labels"][40:50]}, steps=5, guidance_scale=2.0, seed=3, indices=range(40, 50))
+    assert (some.int() - whole[40:50].int()).abs().max() <= 1
+
+
+def test_a_sample_that_is_not_finite_raises_and_names_the_step() -> None:
+    module = tiny_module()
+    step = {"n": 0}
+
+    def broken(network: Any, arguments: Any, output: Tensor) -> Tensor:
+        step["n"] += 1
+        return output * float("nan") if step["n"] == 3 else output
+
+    module.ema.copies["denoiser"].network.register_forward_hook(broken)  # type: ignore[union-attr, operator]
+    with pytest.raises(FloatingPointError, match="not finite from step 3 of 5 on"):
+        module.sample({"labels": [1]}, steps=5)
+
+
+def test_a_batch_is_as_good_as_its_conditions() -> None:
+    module = tiny_module()
+    batch = {"images": torch.zeros(3, 1, 8, 8, dtype=torch.uint8), "labels": torch.tensor([1, 2, 3])}
+    assert torch.equal(module.sample(batch, steps=2), module.sample({"labels": [1, 2, 3]}, steps=2))
+
+
+def test_unconditional_needs_no_other_code(tmp_path: Path) -> None:
+    module = tiny_module(conditions=None)
+    trainer(tmp_path, max_steps=2, limit_val_batches=1).fit(module, Unconditional(Digits(), batch_size=16))
+    assert module.sample({}, num_images=5, steps=2).shape == (5, 1, 8, 8)
+    with pytest.raises(InputError, match="say how many images"):
+        module.sample({}, steps=2)
+
+
+def test_resuming_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Twelve steps equal six, a checkpoint at the end of an epoch, a new process's objects, and six more."""
+
+    def run(folder: str, steps: int, **options: Any) -> DiffusionModule:
+        seed_everything(3)
+        module = tiny_module()
+        data = ClassConditional(Digits(), batch_size=239)
+        saver = ModelCheckpoint(tmp_path / folder, filename="last", every_n_epochs=1, enable_version_counter=False)
+        Trainer(**QUIET, default_root_dir=tmp_path, max_steps=steps, callbacks=[saver]).fit(module, data, **options)
+        return module
+
+    whole = run("whole", 12)
+    run("half", 6)
+    resumed = run("again", 12, ckpt_path=tmp_path / "half" / "last.ckpt")
+    for key, value in whole.state_dict().items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, resumed.state_dict()[key]), key
+    assert resumed.ema.updates == 12
+
+
+def test_load_from_checkpoint_needs_no_arguments(tmp_path: Path) -> None:
+    module = tiny_module()
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(module, digits())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = DiffusionModule.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert again.config == module.config
+    assert torch.equal(again.sample({"labels": [4]}, steps=3), module.sample({"labels": [4]}, steps=3))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_keeps_the_schedule_and_the_samples_whole(tmp_path: Path, precision: Any) -> None:
+    module = tiny_module()
+    levels: list[torch.dtype] = []
+    original = TableSchedule.__call__
+
+    class Spy(TableSchedule):
+        def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            alpha, sigma = original(self, t)
+            levels.extend([alpha.dtype, sigma.dtype])
+            return alpha, sigma
+
+    module.denoiser.schedule = module.ema.copies["denoiser"].schedule = Spy()
+    options: dict[str, Any] = {"val_check_interval": 2, "limit_val_batches": 1, "callbacks": [SamplesAtValidation(False)]}
+    run = trainer(tmp_path, max_steps=2, precision=precision, **options)
+    run.fit(module, digits())
+    assert len(levels) > 20
+    assert set(levels) <= {torch.float32, torch.float64}
+    assert module.sample({"labels": [1]}, steps=3).dtype == torch.uint8
+
+
+def test_ranks_draw_different_times_noise_and_dropout(tmp_path: Path) -> None:
+    """The same batch at the same step on two ranks: three draws, all different."""
+    from diffusion_lab.noise import training_generator
+
+    module = tiny_module(drop_prob=0.5)
+    draws = []
+    for rank in (0, 1):
+        generator = training_generator("cpu", 0, 5, rank)
+        drop = module.conditions.drop_mask(64, generator)
+        t, _ = module.denoiser.density(64, generator)
+        draws.append((drop, t, torch.randn(64, generator=generator)))
+    assert not any(torch.equal(a, b) for a, b in zip(*draws, strict=True))
+
+
+def test_the_default_optimizer_warms_up() -> None:
+    made = tiny_module().configure_optimizers()
+    assert type(made["optimizer"]) is torch.optim.AdamW
+    assert made["optimizer"].defaults["lr"] == 2e-4
+    assert made["optimizer"].param_groups[0]["lr"] == pytest.approx(2e-7)
+    assert made["lr_scheduler"]["interval"] == "step"
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    from diffusion_lab import ClassLabel
+
+    with pytest.raises(InputError, match="model.conditions.labels.embed_dim is 8 but model.network.embed_dim is 16"):
+        tiny_module(conditions={"labels": ClassLabel(10, 8)})
+    with pytest.raises(InputError, match="use V, X0 or FLOW"):
+        tiny_module(prediction="EPSILON", schedule=TableSchedule([0.5, 1.0]))
+
+
+def test_nothing_but_the_model_is_in_a_checkpoint(tmp_path: Path) -> None:
+    module = tiny_module(space=PixelSpace([1, 8, 8]))
+    keys = list(module.state_dict())
+    assert {key.split(".")[0] for key in keys} == {"denoiser", "conditions", "ema"}
+    assert not any("_orig_mod" in key for key in keys)
