@@ -54,10 +54,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604  # generated, so that a name stands in one list only
-    "__version__",
-    *_HOME_OF,
-]
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - generated, so that the names stand in one table
 
 
 def __getattr__(name: str) -> Any:

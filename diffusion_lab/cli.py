@@ -71,29 +71,30 @@ def top_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)
-    add_sample(commands.add_parser("sample", help="generate images from a checkpoint", formatter_class=HELP))
+    add_sample(commands.add_parser("sample", help="generate images from a checkpoint"))
     return parser
 
 
-HELP = argparse.ArgumentDefaultsHelpFormatter
+MEASURED = "as the model was measured unless given, or"
 
 
 def add_sample(parser: argparse.ArgumentParser) -> None:
     """The options of `sample`."""
     parser.description = "Generate images from a checkpoint and write them as one PNG grid."
-    parser.add_argument("checkpoint", type=Path, help="a folder that fit wrote, or a Lightning .ckpt")
-    parser.add_argument("--labels", type=int, nargs="+", metavar="K", help="the class of each image, for a class-conditional model")
-    parser.add_argument("--num-images", type=int, metavar="N", help="how many images, for a model without conditions")
-    parser.add_argument("--guidance-scale", type=float, metavar="S", help="1 is no guidance, 0 unconditional; the measured scale unless given")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of the sampler; the measured number unless given, or 50")
-    parser.add_argument("--sampler", metavar="NAME", help="ddpm or ddim; the measured one unless given, or ddim")
-    parser.add_argument("--seed", type=int, default=0, help="with an image's place in the list it decides the image")
-    parser.add_argument("--columns", type=int, metavar="N", help="images in a row of the grid; up to ten, or a square, unless given")
-    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="averaged or raw weights; a folder has averaged ones alone")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in memory at once")
-    parser.add_argument("--device", help="cpu, cuda, mps; a GPU where there is one, unless given")
-    parser.add_argument("--trust", action="store_true", help="run classes from outside diffusion_lab that the checkpoint names")
-    parser.add_argument("--output", type=Path, default=Path("samples.png"), metavar="PNG", help="where the grid goes")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a folder that fit wrote, or a Lightning .ckpt")
+    add("--labels", type=int, nargs="+", metavar="K", help="the class of each image, for a class-conditional model")
+    add("--num-images", type=int, metavar="N", help="how many images, for a model without conditions")
+    add("--guidance-scale", type=float, metavar="S", help=f"1 is no guidance, 0 unconditional; {MEASURED} 1")
+    add("--steps", type=int, metavar="N", help=f"steps of the sampler; {MEASURED} 50")
+    add("--sampler", metavar="NAME", help=f"ddpm or ddim; {MEASURED} ddim")
+    add("--seed", type=int, default=0, help="with an image's place in the list it decides the image; 0 unless given")
+    add("--columns", type=int, metavar="N", help="images in a row of the grid; a row of ten, or a square, unless given")
+    add("--weights", choices=["ema", "raw"], default="ema", help="ema unless given; a folder has no raw ones")
+    add("--batch-size", type=int, default=64, metavar="N", help="images in memory at once; 64 unless given")
+    add("--device", help="cpu, cuda or mps; a GPU where there is one, unless given")
+    add("--trust", action="store_true", help="run classes from outside diffusion_lab that the checkpoint names")
+    add("--output", type=Path, default=Path("samples.png"), metavar="PNG", help="the grid; samples.png unless given")
 
 
 def sample(options: argparse.Namespace) -> None:

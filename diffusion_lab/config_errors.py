@@ -37,7 +37,9 @@ def one_line(message: str, options: Iterable[str] = ()) -> str:
             text = found[2]
         if text and not EMPTY.match(text):
             text = re.sub(r"<(?:class|enum) '([\w.]+)'>", r"\1", text)
-            text = re.sub(r"^Type .* expects a function or a callable class: (.*)\. Got value: Namespace.*$", r"\1", text)
+            text = re.sub(
+                r"^Type .* expects a function or a callable class: (.*)\. Got value: Namespace.*$", r"\1", text
+            )
             text = re.sub(r"^Expected a typing\.Literal\[(.*)\]", r"Expected one of \1", text)
             reasons.append(re.sub(r"^Expected a (?=[aeiou])", "Expected an ", text))
     # A union lists each type's reason; the one that names a Literal's or an Enum's values says most.

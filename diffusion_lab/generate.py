@@ -90,7 +90,7 @@ def generate(
                 denoise = Clipped(denoise, space.data_range)
             noise = SeededNoise(seed, chosen, space.shape, device)
             watch = Watch(advance)
-            x_0 = sampler(denoise, noise(0), times, lambda i, noise=noise: noise(i + 1), watch)
+            x_0 = sampler(denoise, noise(0), times, noise.of_step, watch)
             watch.check()
             images.append(to_uint8(space.decode(x_0)))
     return torch.cat(images)

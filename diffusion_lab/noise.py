@@ -46,7 +46,7 @@ class SeededNoise:
         self.device, self.dtype = torch.device(device), dtype
 
     def __call__(self, step: int) -> Tensor:
-        """The noise of one step: 0 for the starting point, i + 1 for the i-th step of a walk."""
+        """The noise numbered `step`: 0 is the starting point x_T, and i + 1 that of step i of a walk."""
         kind = np.float64 if self.dtype == torch.float64 else np.float32
         drawn = np.empty((len(self.indices), *self.shape), dtype=kind)
         for position, index in enumerate(self.indices):
@@ -54,6 +54,10 @@ class SeededNoise:
             bits = np.random.Philox(key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64))
             drawn[position] = np.random.Generator(bits).standard_normal(self.shape, dtype=kind)
         return torch.from_numpy(drawn).to(self.device, self.dtype)
+
+    def of_step(self, i: int) -> Tensor:
+        """The noise of step i of a walk, which is not the starting point's."""
+        return self(i + 1)
 
 
 def run_seed() -> int:

@@ -51,7 +51,9 @@ class Pipeline:
         self._hold(denoiser, conditions, module.space, module.config, module.measured)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], measured: Mapping[str, Any] | None = None, trust: bool = False) -> Pipeline:
+    def from_config(
+        cls, config: Mapping[str, Any], measured: Mapping[str, Any] | None = None, trust: bool = False
+    ) -> Pipeline:
         """The pipeline of a module's config, with random weights; no Lightning is needed.
 
         Raises:
@@ -164,12 +166,11 @@ class Pipeline:
 
     def __repr__(self) -> str:
         count = sum(value.numel() for value in self.state_dict().values())
-        parts = self.config["init_args"]
+        parts, shape = self.config["init_args"], list(self._space.shape)
         score = f", {self.measured['key']} {self.measured['value']:.2f}" if self.measured else ""
         return (
             f"Pipeline({parts['network']['class_path']} with {count:,} parameters, prediction {parts['prediction']}, "
-            f"{parts['schedule']['class_path']}, conditions {self._conditions.names()}, images {list(self._space.shape)}"
-            f"{score})"
+            f"{parts['schedule']['class_path']}, conditions {self._conditions.names()}, images {shape}{score})"
         )
 
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor
@@ -60,7 +61,7 @@ class Sampler(Configurable, ABC):
             on_step: Called after step i with (i, x_s, estimate).
         """
         x_t, history = x_T, deque[tuple[Tensor, Estimate]](maxlen=self.order)
-        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for i, (t, s) in enumerate(pairwise(times)):
             x_t = self.step(denoise, x_t, t, s, history, partial(noise, i))
             if on_step is not None:
                 on_step(i, x_t, history[-1][1])

@@ -65,14 +65,16 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(KeepOnInterrupt() if self.subcommand == "fit" else ImageWriter())
+        trainer.callbacks.append(  # type: ignore[attr-defined]
+            KeepOnInterrupt() if self.subcommand == "fit" else ImageWriter()
+        )
         return trainer
 
     def before_fit(self) -> None:
         self.started = time.perf_counter()
 
     def after_fit(self) -> None:
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         output = self._get(self.config, "output")
         if output:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab import ClassLabel, Conditions, Configurable, Denoiser, DiffusionModule, PixelSpace, TableSchedule, UNet
+from diffusion_lab import (
+    ClassLabel,
+    Conditions,
+    Configurable,
+    Denoiser,
+    DiffusionModule,
+    PixelSpace,
+    TableSchedule,
+    UNet,
+)
 from diffusion_lab.conditions import Cond
 from diffusion_lab.predictions import Estimate
 from diffusion_lab.schedules import NoiseSchedule

@@ -68,7 +68,17 @@ def test_sampling_needs_no_lightning(here: Path) -> None:
 def test_fit_trains_measures_saves_and_says_so(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["fit", "--config", "tiny.yaml", "--output", "out/model", "--model.prediction", "X0", "--trainer.max_steps", "3"]
+    arguments = [
+        "fit",
+        "--config",
+        "tiny.yaml",
+        "--output",
+        "out/model",
+        "--model.prediction",
+        "X0",
+        "--trainer.max_steps",
+        "3",
+    ]
     assert command(monkeypatch, *arguments) == 0
     printed = capsys.readouterr().out
     for row in ("steps", "seconds", "train/loss", "fd_digits_20", "real against real", "out/model"):

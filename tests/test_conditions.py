@@ -11,7 +11,9 @@ from diffusion_lab import ClassLabel, Cond, Conditions, InputError
 def test_the_drop_rate_is_the_probability_of_null(probability: float) -> None:
     """40,000 samples, within 4 standard errors."""
     mask = Conditions({"labels": ClassLabel(3, 4)}, probability).drop_mask(40_000, torch.Generator().manual_seed(0))
-    assert mask.float().mean().item() == pytest.approx(probability, abs=4 * (probability * (1 - probability) / 40_000) ** 0.5)
+    assert mask.float().mean().item() == pytest.approx(
+        probability, abs=4 * (probability * (1 - probability) / 40_000) ** 0.5
+    )
 
 
 def test_one_mask_a_sample_is_shared_by_all_conditions() -> None:

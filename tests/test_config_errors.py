@@ -22,7 +22,10 @@ UNION = """Parser key "trainer.callbacks":
     ("message", "line"),
     [
         (UNION, "trainer.callbacks.samples: Expected an int. Got value: x"),
-        ('Parser key "a":\n  Option \'sampls\' is not accepted', "a: Option 'sampls' is not accepted; did you mean 'samples'?"),
+        (
+            "Parser key \"a\":\n  Option 'sampls' is not accepted",
+            "a: Option 'sampls' is not accepted; did you mean 'samples'?",
+        ),
         ("unrecognized arguments: --modle.x 3", "unrecognized arguments: --modle.x 3; did you mean 'model.x'?"),
         ("something else\nover two lines", "something else"),
     ],

@@ -25,7 +25,8 @@ class Forgetful(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "thing", [DDIM(0.3), TableSchedule("linear", 50), PixelSpace((3, 4, 5)), UNet(1, 8, (1, 2)), Digits(), TableSchedule([0.1])]
+    "thing",
+    [DDIM(0.3), TableSchedule("linear", 50), PixelSpace((3, 4, 5)), UNet(1, 8, (1, 2)), Digits(), TableSchedule([0.1])],
 )
 def test_a_config_is_json_and_builds_the_same_thing(thing: Configurable) -> None:
     config = json.loads(json.dumps(thing.config))
@@ -53,7 +54,9 @@ def test_classes_with_arguments_enums_and_what_keeps_no_record() -> None:
         "init_args": {"lr": 0.1},
     }
     assert describe(Colour.RED) == "RED"
-    with pytest.raises(InputError, match="Forgetful were not recorded: derive the class from diffusion_lab.Configurable"):
+    with pytest.raises(
+        InputError, match="Forgetful were not recorded: derive the class from diffusion_lab.Configurable"
+    ):
         build(describe(Forgetful(3)), trust=True)
 
 

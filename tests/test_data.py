@@ -43,9 +43,14 @@ def test_training_batches_are_shuffled_and_validation_is_whole_and_in_order() ->
     assert len(epoch) == 1437 // 64
     validation = list(data.val_dataloader())
     assert torch.equal(torch.cat([batch["images"] for batch in validation]), data.part("validation").images)
-    assert not torch.equal(torch.cat([batch["images"] for batch in epoch]), data.part("train").images[: 64 * len(epoch)])
+    assert not torch.equal(
+        torch.cat([batch["images"] for batch in epoch]), data.part("train").images[: 64 * len(epoch)]
+    )
     # An image keeps its own label through the shuffle.
-    known = {tuple(i.flatten().tolist()): int(k) for i, k in zip(data.part("train").images, data.part("train").labels, strict=True)}  # type: ignore[arg-type]
+    known = {
+        tuple(i.flatten().tolist()): int(k)
+        for i, k in zip(data.part("train").images, data.part("train").labels, strict=True)
+    }  # type: ignore[arg-type]
     for image, label in zip(epoch[0]["images"], epoch[0]["labels"], strict=True):
         assert known[tuple(image.flatten().tolist())] == label
 

@@ -14,7 +14,15 @@ from PIL import Image
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torchvision.transforms.functional import to_pil_image
 
-from diffusion_lab import ClassConditional, DiffusionModule, DigitClassifier, Digits, FIDCallback, InputError, SampleGrid
+from diffusion_lab import (
+    ClassConditional,
+    DiffusionModule,
+    DigitClassifier,
+    Digits,
+    FIDCallback,
+    InputError,
+    SampleGrid,
+)
 
 
 def run(tmp_path: Path, module: DiffusionModule, *callbacks: Any, **options: Any) -> Trainer:
@@ -176,7 +184,9 @@ def test_two_processes_and_one_give_the_same_number(tmp_path: Path) -> None:
 def test_the_grid_has_the_same_seeds_every_time(tmp_path: Path) -> None:
     module = tiny_module(ema=None)
     grids = SampleGrid(rows=3, columns=2, steps=2, guidance_scale=2.0)
-    trainer = run(tmp_path, module, grids, max_steps=5, logger=[TensorBoardLogger(tmp_path, "tb"), CSVLogger(tmp_path, "csv")])
+    trainer = run(
+        tmp_path, module, grids, max_steps=5, logger=[TensorBoardLogger(tmp_path, "tb"), CSVLogger(tmp_path, "csv")]
+    )
     folder = Path(str(trainer.log_dir)) / "samples"
     assert [path.name for path in sorted(folder.iterdir())] == ["step_0000004.png", "step_0000005.png"]
     # Rows are labels, columns seeds: each cell is that label with that seed.

@@ -55,5 +55,7 @@ def test_small_images_are_enlarged_pixel_by_pixel_and_keep_their_levels(tmp_path
     write_png(grid(images), tmp_path / "a.png")
     picture = Image.open(tmp_path / "a.png")
     assert picture.size == (2 * 48 + 3 * 3, 48 + 2 * 3)
-    assert [picture.getpixel((3 + 6 * x + 5, 3 + 6 * y))[0] for y in range(8) for x in range(8)] == images[0].flatten().tolist()  # type: ignore[index]
+    assert [picture.getpixel((3 + 6 * x + 5, 3 + 6 * y))[0] for y in range(8) for x in range(8)] == images[
+        0
+    ].flatten().tolist()  # type: ignore[index]
     assert grid(images.expand(2, 3, 8, 8), columns=1).shape == (3, 2 * 48 + 3 * 3, 48 + 2 * 3)

@@ -10,14 +10,36 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from oracles import tiny_module
 from torch import Tensor
 
-from diffusion_lab import EMA, ClassConditional, DiffusionModule, Digits, InputError, PixelSpace, TableSchedule, Unconditional
+from diffusion_lab import (
+    EMA,
+    ClassConditional,
+    DiffusionModule,
+    Digits,
+    InputError,
+    PixelSpace,
+    TableSchedule,
+    Unconditional,
+)
 
-
-QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
 
 
 def trainer(tmp_path: Path, **options: Any) -> Trainer:
-    return Trainer(**{**QUIET, "default_root_dir": tmp_path, "enable_checkpointing": False, "max_steps": 6, "num_sanity_val_steps": 0, **options})
+    return Trainer(
+        **{
+            **QUIET,
+            "default_root_dir": tmp_path,
+            "enable_checkpointing": False,
+            "max_steps": 6,
+            "num_sanity_val_steps": 0,
+            **options,
+        }
+    )
 
 
 def digits() -> ClassConditional:
@@ -102,7 +124,9 @@ def test_images_do_not_depend_on_the_batch_size() -> None:
         difference = (whole.int() - parts.int()).abs()
         assert difference.max() <= 1
         assert (difference > 0).float().mean() <= 0.001
-    some = module.sample({"labels": labels["labels"][40:50]}, steps=5, guidance_scale=2.0, seed=3, indices=range(40, 50))
+    some = module.sample(
+        {"labels": labels["labels"][40:50]}, steps=5, guidance_scale=2.0, seed=3, indices=range(40, 50)
+    )
     assert (some.int() - whole[40:50].int()).abs().max() <= 1
 
 
@@ -176,7 +200,11 @@ def test_half_precision_keeps_the_schedule_and_the_samples_whole(tmp_path: Path,
             return alpha, sigma
 
     module.denoiser.schedule = module.ema.copies["denoiser"].schedule = Spy()
-    options: dict[str, Any] = {"val_check_interval": 2, "limit_val_batches": 1, "callbacks": [SamplesAtValidation(False)]}
+    options: dict[str, Any] = {
+        "val_check_interval": 2,
+        "limit_val_batches": 1,
+        "callbacks": [SamplesAtValidation(False)],
+    }
     run = trainer(tmp_path, max_steps=2, precision=precision, **options)
     run.fit(module, digits())
     assert len(levels) > 20

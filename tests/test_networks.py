@@ -44,7 +44,7 @@ def test_attention_is_softmax_of_queries_and_keys() -> None:
     layer = SelfAttention(8, channels_per_head=4)
     torch.nn.init.normal_(layer.out.weight)
     x = torch.randn(2, 8, 3, 5)
-    q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, 1)                             # [B, C, N]
+    q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, 1)  # [B, C, N]
     heads = []
     for h in range(2):
         part = slice(4 * h, 4 * h + 4)
@@ -72,11 +72,13 @@ def test_concatenated_channels_enter() -> None:
 
 
 def test_bad_sizes_are_named() -> None:
-    with pytest.raises(InputError, match=r"7x8 cannot be halved 1 times.*divisible by 2"):
+    with pytest.raises(InputError, match=r"7x8 does not fit the U-Net's levels.*divisible by 2"):
         UNet(1, 8, (1, 2))(torch.randn(1, 1, 7, 8), torch.zeros(1), Cond())
-    with pytest.raises(InputError, match=r"attention_levels \[2\] must be among 0 to 1"):
+    with pytest.raises(InputError, match=r"attention_levels \[2\] must be among the levels 0 to 1"):
         UNet(1, 8, (1, 2), attention_levels=(2,))
     with pytest.raises(InputError, match="positive"):
         UNet(1, 0)
     with pytest.raises(InputError, match="no cross-attention"):
-        UNet(1, 8, (1,), attention_levels=())(torch.randn(1, 1, 4, 4), torch.zeros(1), Cond(context=torch.zeros(1, 2, 3)))
+        UNet(1, 8, (1,), attention_levels=())(
+            torch.randn(1, 1, 4, 4), torch.zeros(1), Cond(context=torch.zeros(1, 2, 3))
+        )

@@ -20,7 +20,11 @@ def test_an_image_has_its_noise_in_any_batch() -> None:
 
 def test_seed_index_and_step_each_change_all_of_it() -> None:
     base = SeededNoise(1, [2], (3, 4, 4))(3)
-    for other in (SeededNoise(2, [2], (3, 4, 4))(3), SeededNoise(1, [3], (3, 4, 4))(3), SeededNoise(1, [2], (3, 4, 4))(2)):
+    for other in (
+        SeededNoise(2, [2], (3, 4, 4))(3),
+        SeededNoise(1, [3], (3, 4, 4))(3),
+        SeededNoise(1, [2], (3, 4, 4))(2),
+    ):
         assert not bool((base == other).any())
     # Neither seed + index nor seed * index is what decides.
     assert not torch.equal(SeededNoise(1, [2], (8,))(0), SeededNoise(2, [1], (8,))(0))

@@ -59,7 +59,9 @@ def test_a_call_has_the_options_a_user_expects(folder: Path) -> None:
     images = pipe(labels=[0, 1, 2], steps=3, sampler=DDIM(eta=0.5), guidance_scale=2.0, seed=1, progress=False)
     assert isinstance(images, torch.Tensor)
     assert (images.dtype, images.shape, images.device.type) == (torch.uint8, (3, 1, 8, 8), "cpu")
-    pictures = pipe(labels=[0, 1, 2], steps=3, sampler=DDIM(eta=0.5), guidance_scale=2.0, seed=1, output_type="pil", progress=False)
+    pictures = pipe(
+        labels=[0, 1, 2], steps=3, sampler=DDIM(eta=0.5), guidance_scale=2.0, seed=1, output_type="pil", progress=False
+    )
     assert [picture.size for picture in pictures] == [(8, 8)] * 3  # type: ignore[union-attr]
     assert np.array(pictures[1]).flatten().tolist() == images[1].flatten().tolist()  # type: ignore[union-attr]
     other = pipe(labels=[0, 1, 2], steps=3, sampler="ddpm", seed=2, progress=False)
@@ -165,7 +167,9 @@ def test_bad_calls_are_named(folder: Path) -> None:
         load(folder, weights="raw")
 
 
-def test_saving_replaces_nothing_unasked_and_leaves_nothing_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_replaces_nothing_unasked_and_leaves_nothing_half_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(InputError, match="already holds a finished run"):
         save(tiny_module(), folder)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import diffusers
 import pytest
 import torch
@@ -9,7 +11,6 @@ from diffusion_lab import DDIM, DDPM, InputError, TableSchedule
 from diffusion_lab.guidance import Clipped
 from diffusion_lab.samplers import Sampler, find_sampler
 from diffusion_lab.schedules import NoiseSchedule
-
 
 
 def named(sampler: Sampler) -> str:
@@ -94,8 +95,12 @@ def test_respaced_step_is_the_analytic_posterior(rows: tuple[int, int]) -> None:
 def test_equal_to_diffusers(sampler: Sampler, name: str, steps: int) -> None:
     """Its tables are put in float64, and clipping is off on both sides."""
     kind = diffusers.DDPMScheduler if isinstance(sampler, DDPM) else diffusers.DDIMScheduler
-    options = {"variance_type": f"fixed_{sampler.variance}"} if isinstance(sampler, DDPM) else {"set_alpha_to_one": True}
-    theirs = kind(beta_schedule=name, clip_sample=False, prediction_type="v_prediction", timestep_spacing="leading", **options)
+    options = (
+        {"variance_type": f"fixed_{sampler.variance}"} if isinstance(sampler, DDPM) else {"set_alpha_to_one": True}
+    )
+    theirs = kind(
+        beta_schedule=name, clip_sample=False, prediction_type="v_prediction", timestep_spacing="leading", **options
+    )
     schedule = TableSchedule(name)
     theirs.betas, theirs.alphas, theirs.alphas_cumprod = schedule.betas, schedule.alphas, schedule.alphas_cumprod
     if isinstance(sampler, DDIM):
@@ -119,7 +124,9 @@ def test_equal_to_diffusers(sampler: Sampler, name: str, steps: int) -> None:
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-6)
 
 
-def ddpm_step(theirs: diffusers.DDPMScheduler, v: torch.Tensor, index: torch.Tensor, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def ddpm_step(
+    theirs: diffusers.DDPMScheduler, v: torch.Tensor, index: torch.Tensor, x: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
     """diffusers' DDPM draws its own noise; ours is put in its place."""
     from diffusers.schedulers import scheduling_ddpm
 
@@ -146,7 +153,7 @@ def test_stochastic_samplers_give_their_gaussian(sampler: Sampler) -> None:
     times = schedule.times(steps)
     expected_mean, expected_variance = 0.0, 1.0
     abars = [1.0 if t == 0 else schedule.alphas_cumprod[round(t * 1000) - 1].item() for t in times.tolist()]
-    for abar_t, abar_s in zip(abars[:-1], abars[1:], strict=True):
+    for abar_t, abar_s in pairwise(abars):
         beta = 1 - abar_t / abar_s
         posterior = beta * (1 - abar_s) / (1 - abar_t)
         gain = abar_t**0.5 * deviation**2 / (abar_t * deviation**2 + 1 - abar_t)  # E[x0 | x_t] = c + gain x_t
@@ -188,7 +195,9 @@ def test_after_clipping_the_estimate_still_makes_x_t(sampler: Sampler) -> None:
 def test_zero_terminal_snr_stays_finite() -> None:
     schedule = SCHEDULES[2]
     for sampler in SAMPLERS:
-        made = sampler(GaussianOracle(schedule, 0.3, 0.5), drawn(3, 1, 2, 2), schedule.times(4), lambda i: drawn(3, 1, 2, 2))
+        made = sampler(
+            GaussianOracle(schedule, 0.3, 0.5), drawn(3, 1, 2, 2), schedule.times(4), lambda i: drawn(3, 1, 2, 2)
+        )
         assert bool(torch.isfinite(made).all())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class FIDCallback(Callback):
     of all images into that many and the rest. Value, floor and protocol are written as JSON beside the logs. Samples
     are bytes, as a PNG holds them, and never leave the device; ranks share the work.
 
-    It measures before training, at each validation, after training, and at testing; guidance 1 unless said, because guidance trades
-    diversity for fidelity, and the distance falls with neither alone.
+    It measures before training, at each validation, after training, and at testing; at guidance 1 unless said, because
+    guidance trades diversity for fidelity and the distance needs both.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class FIDCallback(Callback):
         self.extractor = (extractor or Inception()).eval().requires_grad_(False)
         self.samples, self.reference, self.weights, self.floor_splits = samples, reference, weights, floor_splits
         self.sampler, self.batch_size = find_sampler(sampler), batch_size
-        self.sampling = {
+        self.steps, self.spacing = steps, spacing
+        self.sampling: dict[str, Any] = {
             "steps": steps,
             "spacing": spacing,
             "guidance_scale": guidance_scale,
@@ -99,7 +100,7 @@ class FIDCallback(Callback):
         if not isinstance(pl_module, DiffusionModule) or not isinstance(datamodule, Unconditional):
             raise InputError("the FID callback needs a DiffusionModule, and a DataModule of diffusion_lab.data")
         # What would fail after the first epoch fails here.
-        pl_module.denoiser.schedule.times(self.sampling["steps"], self.sampling["spacing"])
+        pl_module.denoiser.schedule.times(self.steps, self.spacing)
         pl_module.conditions.prepare(datamodule.conditions(self.samples))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,7 +135,7 @@ class FIDCallback(Callback):
         ours = range(trainer.global_rank, self.samples, trainer.world_size)
         conditions = trainer.datamodule.conditions(self.samples)  # type: ignore[attr-defined]
         features = FeatureGaussian(reference.mean).to(reference.mean.device)
-        if len(ours):
+        if ours:
             images = module.sample(
                 {name: value[list(ours)] for name, value in conditions.items()},
                 num_images=len(ours),
@@ -168,7 +169,7 @@ class FIDCallback(Callback):
                 "floor": f"mean over {self.floor_splits} random splits of all images into {self.samples} and the rest",
                 "weights": self.weights,
                 "sampling": {"sampler": self.sampler.config, **self.sampling},
-                "network_evaluations": self.sampling["steps"],
+                "network_evaluations": self.steps,
                 "quantisation": "uint8, rounded",
             },
         }
@@ -200,7 +201,9 @@ class FIDCallback(Callback):
         }
         return gaussian, floor, protocol
 
-    def _floor(self, trainer: Trainer, data: Unconditional, every: int, origin: Tensor, advance: Any) -> float:
+    def _floor(
+        self, trainer: Trainer, data: Unconditional, every: int, origin: Tensor, advance: Callable[[], None]
+    ) -> float:
         """The mean distance between `samples` random real images and the rest of them."""
         whole = FeatureGaussian(origin).to(origin.device)
         drawn = [FeatureGaussian(origin).to(origin.device) for _ in range(self.floor_splits)]
@@ -217,7 +220,7 @@ class FIDCallback(Callback):
         return sum(frechet_distance(total.without(part), part) for part in parts) / len(parts)
 
     def _features(
-        self, trainer: Trainer, data: Unconditional, split: Split, advance: Any, digest: Any = None
+        self, trainer: Trainer, data: Unconditional, split: Split, advance: Callable[[], None], digest: Any = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices and features of this rank's share of each batch of a split; the digest takes in all images."""
         start = 0

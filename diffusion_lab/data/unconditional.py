@@ -59,7 +59,7 @@ class EpochOrder(DistributedSampler[int]):
         return super().__iter__()
 
 
-def whole(batch: Batch) -> Batch:
+def whole(batch: Any) -> Any:
     """The collation of batches that come whole."""
     return batch
 
@@ -96,7 +96,7 @@ class Unconditional(Configurable, LightningDataModule):
             train, validation = every.split(self.validation_fraction, self.split_seed)
             if not 1 <= self.batch_size <= len(train):
                 raise InputError(
-                    f"data.batch_size must be from 1 to {len(train)}, the number of training images: got {self.batch_size}"
+                    f"data.batch_size must be from 1 to {len(train)}, the training images: got {self.batch_size}"
                 )
             self._parts = {"train": every.select(train), "validation": every.select(validation), "all": every}
         return self._parts[split]

@@ -69,14 +69,14 @@ class DigitClassifier(Configurable, nn.Module):
         """
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),              # [B, 32, 8, 8]
+            nn.Conv2d(1, 32, 3, padding=1),  # [B, 32, 8, 8]
             nn.GroupNorm(4, 32),
             nn.SiLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),   # [B, 64, 4, 4]
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),  # [B, 64, 4, 4]
             nn.GroupNorm(8, 64),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(1024, 64),                         # [B, 64]
+            nn.Linear(1024, 64),  # [B, 64]
             nn.SiLU(),
         )
         self.head = nn.Linear(64, 10)

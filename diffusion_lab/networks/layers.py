@@ -48,8 +48,7 @@ class TimeEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], 1)
 
     def forward(self, network_time: Tensor) -> Tensor:
-        weights: Tensor = self.layers[0].weight
-        return self.layers(self.sinusoids(network_time).to(weights.dtype))
+        return self.layers(self.sinusoids(network_time).to(next(self.layers.parameters()).dtype))
 
 
 class ResidualBlock(nn.Module):
@@ -85,28 +84,50 @@ class SelfAttention(nn.Module):
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = rearrange(self.qkv(self.norm(x)), "b (three heads c) h w -> three b heads (h w) c", three=3, heads=self.heads)
-        attended = F.scaled_dot_product_attention(*qkv)
+        joined = self.qkv(self.norm(x))                                          # [B, 3 C, H, W]
+        q, k, v = rearrange(joined, "b (three heads c) h w -> three b heads (h w) c", three=3, heads=self.heads)
+        attended = F.scaled_dot_product_attention(q, k, v)                       # [B, heads, H W, C / heads]
         return x + self.out(rearrange(attended, "b heads (h w) c -> b (heads c) h w", h=x.shape[2]))
 
 
+class Block(nn.Module):
+    """A residual block and, where asked for, self-attention: [B, C_in, H, W], [B, D] -> [B, C_out, H, W]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embed_dim: int, channels_per_head: int | None = None
+    ) -> None:
+        """
+        Args:
+            in_channels: C_in.
+            out_channels: C_out.
+            embed_dim: D.
+            channels_per_head: Channels of an attention head; no attention unless given.
+        """
+        super().__init__()
+        self.residual = ResidualBlock(in_channels, out_channels, embed_dim)
+        self.attention = SelfAttention(out_channels, channels_per_head) if channels_per_head else nn.Identity()
+
+    def forward(self, x: Tensor, embed: Tensor) -> Tensor:
+        return self.attention(self.residual(x, embed))
+
+
 class Downsample(nn.Module):
-    """Half the height and width by a convolution of stride 2."""
+    """Half the height and width by a convolution of stride 2; the embedding is not used."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embed: Tensor) -> Tensor:
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Twice the height and width by repeating pixels, then a convolution."""
+    """Twice the height and width by repeating pixels, then a convolution; the embedding is not used."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embed: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

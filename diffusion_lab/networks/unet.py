@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffusion_lab.conditions import Cond
 from diffusion_lab.configurable import Configurable
 from diffusion_lab.errors import InputError
 from diffusion_lab.networks.layers import (
+    Block,
     Downsample,
-    ResidualBlock,
-    SelfAttention,
     TimeEmbedding,
     Upsample,
     group_norm,
@@ -59,16 +57,16 @@ class UNet(Configurable, nn.Module):
             raise InputError("every size of a U-Net must be positive, and its width even")
         if any(level not in range(len(multipliers)) for level in attention_levels):
             raise InputError(
-                f"attention_levels {list(attention_levels)} must be among 0 to {len(multipliers) - 1}, the levels there are"
+                f"attention_levels {list(attention_levels)} must be among the levels 0 to {len(multipliers) - 1}"
             )
         self.embed_dim, self.downsampling = embed_dim, 2 ** (len(multipliers) - 1)
         widths = [width * multiplier for multiplier in multipliers]
         self.time = TimeEmbedding(width, embed_dim)
         self.enter = nn.Conv2d(channels + concat_channels, width, 3, padding=1)
 
-        def block(inward: int, outward: int, level: int) -> nn.ModuleList:
-            attention = SelfAttention(outward, channels_per_head) if level in attention_levels else nn.Identity()
-            return nn.ModuleList([ResidualBlock(inward, outward, embed_dim), attention])
+        def block(inward: int, outward: int, level: int) -> Block:
+            heads = channels_per_head if level in attention_levels else None
+            return Block(inward, outward, embed_dim, heads)
 
         self.down, skips, current = nn.ModuleList(), [width], width
         for level, wide in enumerate(widths):
@@ -80,11 +78,7 @@ class UNet(Configurable, nn.Module):
                 skips.append(current)
 
         self.middle = nn.ModuleList(
-            [
-                ResidualBlock(current, current, embed_dim),
-                SelfAttention(current, channels_per_head),
-                ResidualBlock(current, current, embed_dim),
-            ]
+            [Block(current, current, embed_dim, channels_per_head), Block(current, current, embed_dim)]
         )
 
         self.up = nn.ModuleList()
@@ -109,8 +103,8 @@ class UNet(Configurable, nn.Module):
         """
         if x_t.shape[-1] % self.downsampling or x_t.shape[-2] % self.downsampling:
             raise InputError(
-                f"an image of {x_t.shape[-2]}x{x_t.shape[-1]} cannot be halved {len(bin(self.downsampling)) - 3} times: "
-                f"make its sides divisible by {self.downsampling}, or give fewer model.network.multipliers"
+                f"an image of {x_t.shape[-2]}x{x_t.shape[-1]} does not fit the U-Net's levels: make its sides "
+                f"divisible by {self.downsampling}, or give fewer model.network.multipliers"
             )
         if cond.context is not None:
             raise InputError("this U-Net has no cross-attention: give it conditions that embed or concatenate")
@@ -120,10 +114,10 @@ class UNet(Configurable, nn.Module):
         h = self.enter(x_t if cond.concat is None else torch.cat([x_t, cond.concat.to(x_t.dtype)], 1))
         skips = [h]                                                    # [B, width, H, W]
         for layer in self.down:
-            h = layer(h) if isinstance(layer, Downsample) else layer[1](layer[0](h, embed))
+            h = layer(h, embed)
             skips.append(h)
-        first, attention, second = self.middle
-        h = second(attention(first(h, embed)), embed)
+        for layer in self.middle:
+            h = layer(h, embed)
         for layer in self.up:
-            h = layer(h) if isinstance(layer, Upsample) else layer[1](layer[0](torch.cat([h, skips.pop()], 1), embed))
+            h = layer(h if isinstance(layer, Upsample) else torch.cat([h, skips.pop()], 1), embed)
         return self.leave(h)

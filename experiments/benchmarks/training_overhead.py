@@ -27,7 +27,7 @@ from rich.table import Table
 
 from diffusion_lab import EMA, ClassConditional, ClassLabel, DiffusionModule, Digits, PixelSpace, TableSchedule, UNet
 
-BATCH, WARMUP, BLOCK, TARGET = 64, 10, 5, 1.03
+BATCH, WARMUP, BLOCK, TARGET = 128, 10, 5, 1.03
 
 
 def make_module() -> DiffusionModule:
@@ -37,7 +37,7 @@ def make_module() -> DiffusionModule:
         TableSchedule("squaredcos_cap_v2"),
         PixelSpace([1, 8, 8]),
         conditions={"labels": ClassLabel(10, 128)},
-        ema=EMA(0.995),
+        ema=EMA(0.99),
     )
 
 
@@ -48,7 +48,7 @@ class BareLoop:
         module = make_module().to(device)
         self.network, self.rows = module.denoiser.network, module.conditions.conditioners["labels"].rows
         self.schedule, self.device = module.denoiser.schedule, device
-        parameters = [*self.network.parameters(), *self.rows.parameters()]  # type: ignore[operator, union-attr]
+        parameters = [*self.network.parameters(), *self.rows.parameters()]  # type: ignore[union-attr]
         self.optimizer = torch.optim.AdamW(parameters, lr=2e-4)
         train = ClassConditional(Digits(), batch_size=BATCH).part("train")
         assert train.labels is not None
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     device = torch.device(options.device)
-    steps = 120 if options.quick else 600
+    steps = 60 if options.quick else 300
 
     seed_everything(0)
     callback = Interleave(BareLoop(device))
@@ -115,7 +115,7 @@ def main() -> None:
             limit_val_batches=0,
             enable_checkpointing=False,
             enable_model_summary=False,
-            log_every_n_steps=20,
+            log_every_n_steps=11,
             logger=TensorBoardLogger(Path(folder), name="run"),
             callbacks=[callback],
         )

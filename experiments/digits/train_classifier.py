@@ -27,7 +27,8 @@ def main() -> None:
     torch.manual_seed(SEED)
     digits = Digits().read()
     train, held_out = (digits.select(indices) for indices in digits.split(fraction=0.2, seed=0))
-    assert train.labels is not None and held_out.labels is not None
+    assert train.labels is not None
+    assert held_out.labels is not None
     model = DigitClassifier(pretrained=False).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     steps = EPOCHS * (len(train.images) // BATCH)
@@ -35,7 +36,9 @@ def main() -> None:
     augment = v2.RandomAffine(degrees=8, translate=(0.08, 0.08), scale=(0.95, 1.05))
     for _ in track(range(EPOCHS), "training"):
         for batch in torch.randperm(len(train.images))[: steps // EPOCHS * BATCH].split(BATCH):
-            loss = F.cross_entropy(model.logits(augment(train.images[batch])), train.labels[batch], label_smoothing=0.05)
+            loss = F.cross_entropy(
+                model.logits(augment(train.images[batch])), train.labels[batch], label_smoothing=0.05
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
