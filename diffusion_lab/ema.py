@@ -17,7 +17,8 @@ class EMA(Configurable, nn.Module):
     """An exponential moving average of modules: after optimizer step k, ema = d ema + (1 - d) weights.
 
     d = min(decay, (1 + k) / (10 + k)): the warm-up keeps the first, random weights from staying in the average.
-    The copy is always in eval mode, takes no gradient, and nothing is ever swapped in and out of the trained weights.
+    The copy is always in eval mode, takes no gradient, and nothing is ever swapped in and out of the trained weights. It
+    stays in float32 when the module is made half precision, where 1 - d would be lost in rounding.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
@@ -46,7 +47,8 @@ class EMA(Configurable, nn.Module):
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         averaged = [p for name in modules for p in self.copies[name].parameters()]
-        current = [p.detach() for module in modules.values() for p in module.parameters()]
+        trained = [p.detach() for module in modules.values() for p in module.parameters()]
+        current = [p.to(ours.dtype) for p, ours in zip(trained, averaged, strict=True)]
         get_ema_multi_avg_fn(decay)(averaged, current, self.updates)
         for name, module in modules.items():
             for ours, theirs in zip(self.copies[name].buffers(), module.buffers(), strict=True):
@@ -55,6 +57,13 @@ class EMA(Configurable, nn.Module):
     def train(self, mode: bool = True) -> EMA:
         """Stay in eval mode: the trainer flips every child of a module, and the average is never trained."""
         return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> EMA:
+        super()._apply(fn, recurse)
+        for parameter in self.parameters():
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
+        return self
 
     def get_extra_state(self) -> Any:
         return {"updates": torch.tensor(self.updates)}

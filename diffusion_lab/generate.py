@@ -76,7 +76,7 @@ def generate(
     if clip_x0 and space.data_range is None:
         raise InputError("clip_x0 needs a space with a data range, such as pixels: leave it out")
     times = denoiser.schedule.times(steps, spacing)
-    device = next(denoiser.parameters()).device
+    device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
 
     images = []
     starts = range(0, count, batch_size)

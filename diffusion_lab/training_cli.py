@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import warnings
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_lab.callbacks import FIDCallback, ImageWriter
+from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.config_errors import one_line
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import check_writable, refuse_existing
@@ -65,9 +67,8 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(  # type: ignore[attr-defined]
-            KeepOnInterrupt() if self.subcommand == "fit" else ImageWriter()
-        )
+        self.keeper = KeepOnInterrupt()
+        trainer.callbacks += [self.keeper, ImageWriter()]  # type: ignore[attr-defined]
         return trainer
 
     def before_fit(self) -> None:
@@ -94,21 +95,20 @@ class TrainingCLI(LightningCLI):
                 table.add_row(callback.key, f"{last['value']:.2f} (at step {first['step']}: {first['value']:.2f})")
                 floor = callback.floor
                 table.add_row("real against real", "needs more images" if floor is None else f"{floor:.2f}")
-        if self.trainer.log_dir:
-            table.add_row("logs", str(self.trainer.log_dir))
+        table.add_row("logs", str(self.keeper.folder))
         if output:
             table.add_row("model", output)
             table.add_row("sample it", f"diffusion-lab sample {output} --help")
         return table
 
 
-class KeepOnInterrupt(Callback):
+class KeepOnInterrupt(WritesFiles):
     """Writes a checkpoint when training is interrupted, and says where."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, KeyboardInterrupt):
             return
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+        path = self.folder / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             print(
@@ -125,6 +125,7 @@ def run_training() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     try:
         TrainingCLI(
             DiffusionModule,

@@ -78,6 +78,8 @@ def test_fit_trains_measures_saves_and_says_so(
         "X0",
         "--trainer.max_steps",
         "3",
+        "--trainer.log_every_n_steps",
+        "1",
     ]
     assert command(monkeypatch, *arguments) == 0
     printed = capsys.readouterr().out

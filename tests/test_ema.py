@@ -47,6 +47,20 @@ def test_buffers_are_copied_not_averaged() -> None:
     assert ema.copies["norm"].num_batches_tracked == 1
 
 
+def test_the_average_of_half_precision_weights_is_kept_in_float32() -> None:
+    """In bfloat16 a step of 1e-3 of the way to 1 from 100 would be rounded away."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 100.0)
+    ema = EMA(decay=0.999, warmup=False)
+    ema.track(layer=layer)
+    nn.ModuleList([layer, ema]).bfloat16()
+    nn.init.constant_(layer.weight, 1.0)
+    for _ in range(1000):
+        ema.update(layer=layer)
+    assert layer.weight.dtype == torch.bfloat16
+    assert ema.copies["layer"].weight.item() == pytest.approx(1 + 99 * 0.999**1000, rel=1e-4)
+
+
 def test_the_count_of_updates_survives_a_checkpoint() -> None:
     layer = nn.Linear(2, 2)
     ema, again = EMA(), EMA()

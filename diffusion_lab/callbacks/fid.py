@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.data.unconditional import Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
@@ -22,7 +22,7 @@ from diffusion_lab.samplers import Sampler, find_sampler
 from diffusion_lab.schedules import Spacing
 
 
-class FIDCallback(Callback):
+class FIDCallback(WritesFiles):
     """Samples at validation and logs the Frechet distance to real images, on the trainer's device.
 
     The key carries extractor and sample count: `val/fid_2k` for Inception, `val/fd_digits_500` for the extractor named
@@ -96,6 +96,7 @@ class FIDCallback(Callback):
         return self._real[1] if self._real else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, DiffusionModule) or not isinstance(datamodule, Unconditional):
             raise InputError("the FID callback needs a DiffusionModule, and a DataModule of diffusion_lab.data")
@@ -173,8 +174,8 @@ class FIDCallback(Callback):
                 "quantisation": "uint8, rounded",
             },
         }
-        if trainer.is_global_zero and (folder := trainer.log_dir or trainer.default_root_dir):
-            write_json(Path(folder) / f"{stage}_{self.key}.json", {**module.measured, "history": self.history})
+        if trainer.is_global_zero:
+            write_json(self.folder / f"{stage}_{self.key}.json", {**module.measured, "history": self.history})
 
     def _measure_real(self, trainer: Trainer, data: Unconditional) -> tuple[Gaussian, float | None, dict[str, Any]]:
         """The reference's Gaussian, the floor and what identifies the reference, in one pass over all images."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.images import write_png
 
 
-class ImageWriter(BasePredictionWriter):
+class ImageWriter(WritesFiles, BasePredictionWriter):
     """Writes each predicted image as `predictions/000042.png` beside the logs, by its index in the data."""
 
     def __init__(self) -> None:
@@ -28,6 +28,5 @@ class ImageWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
         for index, image in zip(batch_indices or range(len(prediction)), prediction, strict=True):
-            write_png(image, folder / f"{index:06d}.png")
+            write_png(image, self.folder / "predictions" / f"{index:06d}.png")

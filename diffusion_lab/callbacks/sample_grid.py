@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.images import grid, write_png
@@ -17,7 +17,7 @@ from diffusion_lab.module import DiffusionModule
 from diffusion_lab.samplers import Sampler, find_sampler
 
 
-class SampleGrid(Callback):
+class SampleGrid(WritesFiles):
     """Draws rows of conditions and columns of seeds, to every logger that takes images and as PNG beside the logs.
 
     Down a column the starting noise is the same, so that what changes is the condition's doing.
@@ -55,6 +55,7 @@ class SampleGrid(Callback):
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if not isinstance(pl_module, DiffusionModule) or not isinstance(
             getattr(trainer, "datamodule", None), Unconditional
         ):
@@ -73,8 +74,7 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero:
             return
         picture = grid(self._sample(trainer, pl_module), self.columns)
-        if folder := trainer.log_dir or trainer.default_root_dir:
-            write_png(picture, Path(folder) / "samples" / f"step_{trainer.global_step:07d}.png")
+        write_png(picture, self.folder / "samples" / f"step_{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             log_image(logger, "samples", picture, trainer.global_step)
 

@@ -1,0 +1,24 @@
+"""What callbacks that write files share: where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class WritesFiles(Callback):
+    """Knows the run's folder: the logger's, or the trainer's where there is no logger.
+
+    `trainer.log_dir` is a broadcast between ranks, so it is asked for here, where every rank comes by, and never by one
+    rank alone, which would wait for the others for ever.
+
+    Attributes:
+        folder: The run's folder.
+    """
+
+    folder: Path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
