@@ -6,12 +6,13 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+# Each lower bound is the oldest version that the tests have been run with, on Python 3.10.
 # torch and torchvision carry no bounds against each other: the registry's newest pair belongs together, and pinning
 # one makes an installer take a build of the other that does not fit it.
 REQUIRED = [
     "torch>=2.6",
-    "torchvision",
-    "lightning>=2.5",
+    "torchvision",  # the one that belongs to torch
+    "lightning>=2.6",
     "torchmetrics>=1.6",
     "transformers>=4.48",
     "einops>=0.8",

@@ -139,7 +139,7 @@ def find_device(name: str | None) -> str:
     if name is None:
         return best
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=name).item()  # "meta" makes tensors, but none that hold a number
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"no device {name!r} here: use {best}, or leave it out") from error
     return name

@@ -140,9 +140,18 @@ class Conditions(nn.Module):
                     f"{embed_dim}: make them equal"
                 )
 
+    def check_scale(self, scale: float) -> None:
+        """Refuse guidance, or no condition, for a model whose null was never trained; raises InputError."""
+        if self.drop_prob == 0 and scale != 1 and len(self.conditioners):
+            raise InputError(
+                f"guidance scale {scale} needs a trained null, but this model was trained with drop_prob 0: use scale 1"
+            )
+
     def drop_mask(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Which samples of a training batch are null: [B], each true with probability `drop_prob`."""
-        return torch.rand(batch_size, generator=generator, device=generator.device) < self.drop_prob
+        return (
+            torch.rand(batch_size, generator=generator, device=generator.device, dtype=torch.float32) < self.drop_prob
+        )
 
     def prepare(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """Check what a person gave for each condition; raises InputError."""

@@ -14,6 +14,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from diffusion_lab.errors import InputError
 
 PLAIN = (type(None), bool, int, float, str)
@@ -72,11 +75,32 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, functools.partial) and isinstance(value.func, type):
-        return {"class_path": class_path(value.func), "init_args": describe(value.keywords)}
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, functools.partial):
+        # The command line hands over partial(its own function, the class, ...), Python partial(the class, ...).
+        classes = [part for part in (value.func, *value.args) if isinstance(part, type) and not is_jsonargparse(part)]
+        if classes:
+            return {"class_path": class_path(classes[0]), "init_args": describe(value.keywords)}
     if isinstance(value, type):
         return {"class_path": class_path(value), "init_args": {}}
     return {"class_path": class_path(type(value))}
+
+
+def is_jsonargparse(cls: type) -> bool:
+    """Whether a class is the command line's own machinery."""
+    return cls.__module__.partition(".")[0] == "jsonargparse"
+
+
+def unrecorded(config: Any) -> list[str]:
+    """The class paths in a description whose arguments are not known, so that `build` cannot make them."""
+    if isinstance(config, list):
+        return [path for item in config for path in unrecorded(item)]
+    if not isinstance(config, dict):
+        return []
+    if "class_path" in config and "init_args" not in config:
+        return [config["class_path"]]
+    return [path for item in config.values() for path in unrecorded(item)]
 
 
 def build(config: Any, trust: bool = False) -> Any:
@@ -102,10 +126,14 @@ def build(config: Any, trust: bool = False) -> Any:
             "before training, or rebuild the module in Python and use Pipeline(module)"
         )
     cls = find_class(path, trust)
+    if not isinstance(config["init_args"], dict):
+        raise InputError(f"the recorded arguments of {path} are no object: {config['init_args']!r}")
     arguments = {name: build(item, trust) for name, item in config["init_args"].items()}
     try:
         return cls(**arguments)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"cannot build {path} from its recorded arguments {sorted(arguments)}: {error}") from error
 
 
@@ -124,8 +152,6 @@ def find_class(path: Any, trust: bool = False) -> type:
         raise InputError(f"no class {path!r} can be imported: {error}") from error
     if not isinstance(found, type):
         raise InputError(f"{path!r} is not a class")
-    if not trust and not issubclass(found, Configurable):
-        nn = importlib.import_module("torch.nn")
-        if not issubclass(found, nn.Module):
-            raise InputError(f"{path!r} is neither a Configurable nor a torch.nn.Module: pass trust=True to build it")
+    if not trust and not issubclass(found, (Configurable, torch.nn.Module)):
+        raise InputError(f"{path!r} is neither a Configurable nor a torch.nn.Module: pass trust=True to build it")
     return found

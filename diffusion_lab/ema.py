@@ -17,8 +17,8 @@ class EMA(Configurable, nn.Module):
     """An exponential moving average of modules: after optimizer step k, ema = d ema + (1 - d) weights.
 
     d = min(decay, (1 + k) / (10 + k)): the warm-up keeps the first, random weights from staying in the average.
-    The copy is always in eval mode, takes no gradient, and nothing is ever swapped in and out of the trained weights. It
-    stays in float32 when the module is made half precision, where 1 - d would be lost in rounding.
+    The copy is always in eval mode, takes no gradient, and nothing is ever swapped in and out of the trained weights.
+    It stays in float32 when the module is made half precision, where 1 - d would be lost in rounding.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:

@@ -29,17 +29,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block succeeds.
 
-    Args:
-        path: The folder to make.
-        overwrite: Replace a folder that is there; otherwise it is refused before the block runs.
-
     Raises:
-        InputError: The folder holds something already, or cannot be made.
+        InputError: The folder cannot be made; found out before the block runs.
     """
-    refuse_existing(path, overwrite)
     with _workspace(path) as folder:
         temporary = folder / "new"
         temporary.mkdir()
@@ -49,17 +44,12 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         temporary.rename(path)
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise InputError if there is something at `path` that must not be replaced."""
-    if path.is_file():
-        raise InputError(f"{path} is a file: give a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(f"{path} already holds a finished run: give another folder, or --overwrite to replace it")
-
-
 def check_writable(path: Path) -> None:
-    """Raise InputError if nothing can be written at `path`, before any work is done for it."""
-    with _workspace(path):
+    """Raise InputError if nothing can be written at `path`, before any work is done for it; makes no folder."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(f"cannot write {path}: {nearest} is a file, not a folder; give a path that can be written")
+    with _workspace(nearest / path.name):
         pass
 
 
@@ -72,11 +62,8 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, on the same file system so that renaming is atomic, gone afterwards."""
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    if not nearest.is_dir():
-        raise InputError(f"cannot write {path}: {nearest} is a file, not a folder; give a path that can be written")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # FileExistsError where a parent is a file
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; give a path that can be written") from error

@@ -67,6 +67,7 @@ def generate(
     """
     sampler = find_sampler(sampler)
     prepared = conditions.prepare(values)
+    conditions.check_scale(guidance_scale)
     count = count_images(prepared, num_images)
     indices = range(count) if indices is None else indices
     if len(indices) != count:
@@ -132,12 +133,11 @@ class Watch:
 @contextmanager
 def progress_bar(label: str | None, total: int) -> Iterator[Callable[[], None]]:
     """A bar that vanishes when done, or nothing without a label; gives what moves it by one."""
-    if label is None:
+    console = get_console()  # the one that Lightning's bars use, so that both can be shown at once
+    if label is None or not (console.is_terminal or console.is_jupyter):  # a log file has no use for a bar
         yield lambda: None
         return
-    console = get_console()  # the one that Lightning's bars use, so that both can be shown at once
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    seen = console.is_terminal or console.is_jupyter  # a log file has no use for a bar
-    with Progress(*columns, console=console, transient=True, disable=not seen) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)

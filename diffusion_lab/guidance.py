@@ -44,8 +44,7 @@ class Guided:
         Raises:
             InputError: The scale is negative or not a number.
         """
-        if not 0 <= scale < float("inf"):
-            raise InputError(f"guidance scale must be a number from 0 (1 is no guidance): got {scale}")
+        check_scale(scale)
         self.denoiser, self.scale = denoiser, scale
         self.cond = {0.0: null, 1.0: cond}.get(float(scale)) or cond.cat(null)
         self.schedule = denoiser.schedule
@@ -56,6 +55,12 @@ class Guided:
         both = self.denoiser(torch.cat([x_t, x_t]), t, self.cond)
         (x0, null_x0), (eps, null_eps) = both.x0.chunk(2), both.eps.chunk(2)
         return Estimate(torch.lerp(null_x0, x0, self.scale), torch.lerp(null_eps, eps, self.scale))
+
+
+def check_scale(scale: float) -> None:
+    """Raise InputError for a guidance scale that is negative or not a number."""
+    if not 0 <= scale < float("inf"):
+        raise InputError(f"guidance scale must be a number from 0 (1 is no guidance): got {scale}")
 
 
 class Clipped:
@@ -71,6 +76,8 @@ class Clipped:
         self.schedule = denoise.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
-        x0 = self.denoise(x_t, t).x0.clamp(*self.data_range)
+        estimate = self.denoise(x_t, t).x0
+        # What is infinite stays so: clamped, a broken network would pass for a black or white image.
+        x0 = torch.where(estimate.isfinite(), estimate.clamp(*self.data_range), estimate)
         alpha, sigma = self.schedule(t)
         return Estimate(x0, (x_t - alpha * x0) / sigma)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from diffusion_lab.conditions import Conditioner, Conditions
-from diffusion_lab.configurable import Configurable
+from diffusion_lab.configurable import Configurable, unrecorded
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.ema import EMA
-from diffusion_lab.errors import unknown
+from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.generate import generate
 from diffusion_lab.noise import run_seed, training_generator
 from diffusion_lab.objectives import Density, Weighting
-from diffusion_lab.pipeline import sampling_defaults
+from diffusion_lab.pipeline import sampling_options
 from diffusion_lab.predictions import Prediction
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import Space
@@ -36,6 +38,7 @@ class DiffusionModule(Configurable, LightningModule):
 
     Attributes:
         measured: What the FID callback last measured, with its protocol; saved with every checkpoint.
+        trained_steps: The optimizer steps behind the checkpoint that was loaded, or 0.
     """
 
     def __init__(
@@ -78,20 +81,54 @@ class DiffusionModule(Configurable, LightningModule):
         self.ema.track(**self._trained())
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.measured: dict[str, Any] | None = None
-        self._seed = 0
+        self.trained_steps = 0
+        self._seed, self._loss_sum, self._losses = 0, torch.zeros(()), 0
 
     def on_fit_start(self) -> None:
         self._seed = run_seed()
+        if missing := unrecorded(self.config):
+            rank_zero_warn(
+                f"the arguments of {missing[0]} are not recorded, so that no checkpoint of this run can rebuild itself: "
+                "derive the class from diffusion_lab.Configurable"
+            )
+
+    def check_data(self, columns: Mapping[str, Tensor]) -> None:
+        """Refuse data that does not fit the model, before any of it is trained on.
+
+        Args:
+            columns: A whole split, by the keys of a batch.
+
+        Raises:
+            InputError: The images have another shape, or a condition is missing or out of range.
+        """
+        shape, wanted = tuple(columns["images"].shape[1:]), self.space.image_shape
+        if shape != wanted:
+            raise InputError(
+                f"the data has images of {list(shape)} but model.space is for {list(wanted)}: make them equal"
+            )
+        for name in self.conditions.names():
+            if name not in columns:
+                raise InputError(
+                    f"the model has a condition {name!r} but the data gives {', '.join(columns)}: choose a DataModule "
+                    "that gives it, or leave the condition out"
+                )
+        self.conditions.prepare({name: columns[name] for name in self.conditions.names()})
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         generator = training_generator(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
         drop = self.conditions.drop_mask(len(batch["images"]), generator)
         loss = self.denoiser.loss(self.space.encode(batch["images"]), self.conditions(batch, drop), generator).mean()
+        # The mean since it was last logged, and only when the loggers will write it: self.log takes over a millisecond,
+        # which is 1% of a small model's step.
+        self._loss_sum, self._losses = self._loss_sum.to(loss.device) + loss.detach(), self._losses + 1
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if every and (self.trainer.global_step + 1) % every == 0:
-            # Only when the loggers will write it: self.log takes over a millisecond, 1% of a small model's step.
-            self.log("train/loss", loss.detach(), prog_bar=True)
+            self._log_loss()
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        if self._losses:
+            self._log_loss()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -108,7 +145,7 @@ class DiffusionModule(Configurable, LightningModule):
         world, first = self.trainer.world_size, self.trainer.datamodule.batch_size * batch_idx  # type: ignore[attr-defined]
         # Ranks take every world-th image, so that an image's index, and with it its noise, is its place in the data.
         indices = [(first + i) * world + self.global_rank for i in range(len(batch["images"]))]
-        return self.sample(batch, indices=indices, **sampling_defaults(self.measured))
+        return self.sample(batch, indices=indices, **sampling_options(self.measured, trust=True))
 
     def sample(
         self, values: Mapping[str, Any], *, num_images: int | None = None, weights: Weights = "ema", **options: Any
@@ -146,9 +183,14 @@ class DiffusionModule(Configurable, LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [p for part in self._trained().values() for p in part.parameters() if p.requires_grad]
-        optimizer = self.optimizer(trained) if self.optimizer else AdamW(trained, lr=2e-4)
-        scheduler = self.lr_scheduler or (lambda optimizer: LinearLR(optimizer, start_factor=1e-3, total_iters=1000))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
+        make_optimizer = self.optimizer or functools.partial(AdamW, lr=2e-4)
+        make_scheduler = self.lr_scheduler or functools.partial(LinearLR, start_factor=1e-3, total_iters=1000)
+        try:
+            optimizer = make_optimizer(trained)
+            scheduler = make_scheduler(optimizer)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"model.optimizer and model.lr_scheduler cannot be made: {error}") from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning's own convention, so that load_from_checkpoint and resuming rebuild the module from it.
@@ -160,6 +202,11 @@ class DiffusionModule(Configurable, LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.measured = checkpoint.get("diffusion_lab", {}).get("measured")
+        self.trained_steps = int(checkpoint.get("global_step", 0))
+
+    def _log_loss(self) -> None:
+        self.log("train/loss", self._loss_sum / self._losses, prog_bar=True)
+        self._loss_sum, self._losses = torch.zeros_like(self._loss_sum), 0
 
     def _trained(self) -> dict[str, nn.Module]:
         return {"denoiser": self.denoiser, "conditions": self.conditions}

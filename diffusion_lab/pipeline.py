@@ -17,19 +17,19 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from diffusion_lab.conditions import Conditions
-from diffusion_lab.configurable import build
+from diffusion_lab.configurable import build, unrecorded
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError, unknown
-from diffusion_lab.files import atomic_folder
+from diffusion_lab.files import atomic_folder, check_writable
 from diffusion_lab.generate import generate
 from diffusion_lab.samplers import Sampler
-from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space
 
 if TYPE_CHECKING:
     from diffusion_lab.module import DiffusionModule, Weights
 
 WEIGHTS, CONFIG, MEASURED = "model.safetensors", "config.json", "measured.json"
+FILES = {WEIGHTS, CONFIG, MEASURED}
 
 
 class Pipeline:
@@ -48,7 +48,8 @@ class Pipeline:
             weights: "ema" or "raw".
         """
         denoiser, conditions = module.parts(weights)
-        self._hold(denoiser, conditions, module.space, module.config, module.measured)
+        measured = module.measured if module.measured and module.measured["protocol"]["weights"] == weights else None
+        self._hold(denoiser, conditions, module.space, module.config, measured, trust=True)
 
     @classmethod
     def from_config(
@@ -66,10 +67,12 @@ class Pipeline:
             )
             conditions = Conditions(build(parts["conditions"], trust), parts["drop_prob"])
             space = build(parts["space"], trust)
-        except (KeyError, TypeError) as error:
+            pipe = cls.__new__(cls)
+            pipe._hold(denoiser, conditions, space, config, measured, trust)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"the config is not that of a diffusion_lab.DiffusionModule: {error!r}") from error
-        pipe = cls.__new__(cls)
-        pipe._hold(denoiser, conditions, space, config, measured)
         return pipe
 
     def _hold(
@@ -79,14 +82,11 @@ class Pipeline:
         space: Space,
         config: Mapping[str, Any],
         measured: Mapping[str, Any] | None,
+        trust: bool,
     ) -> None:
         self._denoiser, self._conditions, self._space = denoiser.eval(), conditions.eval(), space
-        self.config, self.measured = dict(config), dict(measured) if measured else None
-        defaults = sampling_defaults(self.measured)
-        self._sampler: Sampler | str = defaults.get("sampler", "ddim")
-        self._steps = int(defaults.get("steps", 50))
-        self._spacing: Spacing = defaults.get("spacing", "trailing")
-        self._guidance_scale = float(defaults.get("guidance_scale", 1.0))
+        self.config, self.measured, self._trust = dict(config), dict(measured) if measured else None, trust
+        sampling_options(self.measured, {"sampler": "ddim"})  # a damaged protocol is found out now
 
     def __call__(
         self,
@@ -122,6 +122,7 @@ class Pipeline:
         """
         if output_type not in ("uint8", "pil"):
             raise unknown("output_type", output_type, ["uint8", "pil"])
+        given = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale}
         images = generate(
             self._denoiser,
             self._conditions,
@@ -129,13 +130,10 @@ class Pipeline:
             conditions,
             num_images=num_images,
             seed=seed,
-            sampler=self._sampler if sampler is None else sampler,
-            steps=self._steps if steps is None else steps,
-            spacing=self._spacing,
-            guidance_scale=self._guidance_scale if guidance_scale is None else guidance_scale,
             clip_x0=clip_x0,
             batch_size=batch_size,
             progress="sampling" if progress else None,
+            **sampling_options(self.measured, given, self._trust),
         ).cpu()
         return [to_pil_image(image) for image in images] if output_type == "pil" else images
 
@@ -167,22 +165,41 @@ class Pipeline:
     def __repr__(self) -> str:
         count = sum(value.numel() for value in self.state_dict().values())
         parts, shape = self.config["init_args"], list(self._space.shape)
-        score = f", {self.measured['key']} {self.measured['value']:.2f}" if self.measured else ""
+        score = f", {self.measured.get('key')} {self.measured.get('value')}" if self.measured else ""
         return (
             f"Pipeline({parts['network']['class_path']} with {count:,} parameters, prediction {parts['prediction']}, "
             f"{parts['schedule']['class_path']}, conditions {self._conditions.names()}, images {shape}{score})"
         )
 
 
-def sampling_defaults(measured: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options of `generate` that a model was measured with; none where it was not."""
+def sampling_options(
+    measured: Mapping[str, Any] | None, given: Mapping[str, Any] | None = None, trust: bool = False
+) -> dict[str, Any]:
+    """The sampler, steps, spacing and guidance scale to sample with.
+
+    Args:
+        measured: What was measured, with its protocol; its options are the defaults.
+        given: What was asked for; None stands for what was not.
+        trust: Build a measured sampler from outside diffusion_lab, where none was asked for.
+
+    Raises:
+        InputError: The protocol is damaged, or its sampler is not trusted.
+    """
+    chosen = {name: value for name, value in (given or {}).items() if value is not None}
     if measured is None:
-        return {}
+        return chosen
     try:
-        options = dict(measured["protocol"]["sampling"])
-        return {**options, "sampler": build(options["sampler"])}
+        sampling = measured["protocol"]["sampling"]
+        options = {
+            "sampler": sampling["sampler"],
+            "steps": int(sampling["steps"]),
+            "spacing": str(sampling["spacing"]),
+            "guidance_scale": float(sampling["guidance_scale"]),
+            **chosen,
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the measured protocol of this checkpoint is damaged ({error!r}): get it again") from error
+    return {**options, "sampler": build(options["sampler"], trust)}
 
 
 def load(path: str | Path, weights: Weights = "ema", trust: bool = False) -> Pipeline:
@@ -240,9 +257,11 @@ def read_lightning_checkpoint(path: Path) -> dict[str, Any]:
 def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
     checkpoint = read_lightning_checkpoint(path)
     record, parameters = checkpoint["diffusion_lab"], checkpoint["hyper_parameters"]
+    if not isinstance(record, dict) or not isinstance(parameters, dict) or "class_path" not in record:
+        raise InputError(f"{path} has no record of how its model was made: it is damaged; get it again")
     arguments = {key: value for key, value in parameters.items() if not key.startswith("_")}
     config = {"class_path": record["class_path"], "init_args": arguments}
-    pipe = Pipeline.from_config(config, record["measured"], trust)
+    pipe = Pipeline.from_config(config, record.get("measured"), trust)
     prefix = "ema.copies." if weights == "ema" else ""
     names = tuple(f"{prefix}{part}." for part in ("denoiser", "conditions"))
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(names)}
@@ -260,22 +279,50 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def check_target(path: Path, overwrite: bool) -> None:
+    """Raise InputError unless a model may be saved at `path`: nothing but a model is ever replaced."""
+    if path.is_file():
+        raise InputError(f"{path} is a file: give a folder")
+    here = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    if others := sorted(here - FILES):
+        raise InputError(
+            f"{path} holds {others[0]}, which is no part of a model and would be lost: give another folder"
+        )
+    if here and not overwrite:
+        raise InputError(f"{path} already holds a finished run: give another folder, or --overwrite to replace it")
+    if path.resolve() == Path.cwd():
+        raise InputError(f"{path} is the folder you are in: give another folder")
+    check_writable(path)
+
+
+def check_recorded(config: Mapping[str, Any]) -> None:
+    """Raise InputError if a module's config lacks what made one of the parts that `load` rebuilds."""
+    parts = [config["init_args"][part] for part in ("network", "schedule", "space", "conditions")]
+    if missing := unrecorded(parts):
+        raise InputError(
+            f"the arguments of {missing[0]} were not recorded, so that nobody could load what would be saved: derive "
+            "the class from diffusion_lab.Configurable"
+        )
+
+
 def save(model: Pipeline | DiffusionModule, path: str | Path, overwrite: bool = False) -> Path:
     """Write a checkpoint folder: averaged weights as safetensors, config and measured protocol as JSON.
 
     Args:
         model: A pipeline, or a module, of which the averaged weights are written.
         path: The folder; it appears whole or not at all.
-        overwrite: Replace what is there.
+        overwrite: Replace a model that is there; anything else is left alone.
 
     Raises:
-        InputError: The folder holds something already, or cannot be written.
+        InputError: The folder holds something already or cannot be written, or the model's config was not recorded.
     """
     from diffusion_lab import __version__
 
     pipe = model if isinstance(model, Pipeline) else Pipeline(model)
     path = Path(path)
-    with atomic_folder(path, overwrite) as folder:
+    check_target(path, overwrite)
+    check_recorded(pipe.config)
+    with atomic_folder(path) as folder:
         state = {key: value.detach().cpu().contiguous() for key, value in pipe.state_dict().items()}
         config = {"diffusion_lab": __version__, "model": pipe.config}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

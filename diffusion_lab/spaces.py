@@ -13,8 +13,15 @@ from diffusion_lab.errors import InputError
 
 
 class Space(Configurable, ABC):
-    """`encode(images) -> z` and `decode(z) -> images`, with the shape of one z and its range."""
+    """`encode(images) -> z` and `decode(z) -> images`.
 
+    Attributes:
+        image_shape: Channels, height and width of an image.
+        shape: The shape of one z.
+        data_range: The least and the greatest value of z, or None where it has no bounds.
+    """
+
+    image_shape: tuple[int, ...]
     shape: tuple[int, ...]
     data_range: tuple[float, float] | None
 
@@ -42,7 +49,7 @@ class PixelSpace(Space):
         """
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise InputError(f"image_shape must be [channels, height, width], all positive: got {list(image_shape)}")
-        self.shape = tuple(image_shape)
+        self.image_shape = self.shape = tuple(image_shape)
 
     def encode(self, images: Tensor) -> Tensor:
         return images.float() / 127.5 - 1

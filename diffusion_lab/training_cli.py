@@ -19,12 +19,11 @@ from rich.table import Table
 from diffusion_lab.callbacks import FIDCallback, ImageWriter
 from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.config_errors import one_line
+from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
-from diffusion_lab.files import check_writable, refuse_existing
 from diffusion_lab.module import DiffusionModule
-from diffusion_lab.pipeline import read_lightning_checkpoint, save
+from diffusion_lab.pipeline import check_recorded, check_target, read_lightning_checkpoint, save
 
-CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes for a path
 OUTPUT_HELP = "where fit writes the finished model; nothing is written unless given"
 OVERWRITE_HELP = "let fit replace a finished model at --output"
 
@@ -54,16 +53,26 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--output", type=str | None, default=None, help=OUTPUT_HELP)
         parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
-        path = self.config[self.config.subcommand].ckpt_path
-        if path not in (None, *CHECKPOINT_KEYWORDS):
+    def _parse_ckpt_path(self) -> None:
+        """Only check it: Lightning would let the checkpoint's hyper-parameters overrule config and command line."""
+        if path := self.config[self.config.subcommand].ckpt_path:
             read_lightning_checkpoint(Path(path))
 
-    def before_instantiate_classes(self) -> None:
-        if self.subcommand == "fit" and (output := self._get(self.config, "output")):
-            refuse_existing(Path(output), self._get(self.config, "overwrite"))
-            check_writable(Path(output))
+    def instantiate_classes(self) -> None:
+        output = self._get(self.config, "output")
+        if self.subcommand == "fit" and output:
+            check_target(Path(output), self._get(self.config, "overwrite"))
+        try:
+            super().instantiate_classes()
+        except InputError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            # What a constructor has against its arguments; a traceback through jsonargparse would not help.
+            raise InputError(" ".join(str(error).split())) from error
+        if isinstance(self.datamodule, Unconditional):
+            self.model.check_data(self.datamodule.columns(self.datamodule.part("all")))
+        if self.subcommand == "fit" and output:
+            check_recorded(self.model.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)

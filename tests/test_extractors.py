@@ -60,6 +60,7 @@ def test_inception_from_a_path_is_torch_fidelitys(inception_weights: Path) -> No
     theirs = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(inception_weights)
     )
+    theirs.eval()  # which it does by itself from version 0.4 on
     ours = Inception(weights=str(inception_weights))
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images)[0].float())

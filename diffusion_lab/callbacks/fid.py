@@ -15,6 +15,7 @@ from diffusion_lab.data.unconditional import Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
 from diffusion_lab.generate import progress_bar
+from diffusion_lab.guidance import check_scale
 from diffusion_lab.metrics.extractors import Inception, extractor_name, extractor_protocol
 from diffusion_lab.metrics.frechet import FeatureGaussian, Gaussian, frechet_distance
 from diffusion_lab.module import DiffusionModule, Weights
@@ -82,6 +83,7 @@ class FIDCallback(WritesFiles):
         }
         self.history: list[dict[str, float]] = []
         self._real: tuple[Gaussian, float | None, dict[str, Any]] | None = None
+        self._real_of: Unconditional | None = None
 
     @property
     def key(self) -> str:
@@ -102,6 +104,10 @@ class FIDCallback(WritesFiles):
             raise InputError("the FID callback needs a DiffusionModule, and a DataModule of diffusion_lab.data")
         # What would fail after the first epoch fails here.
         pl_module.denoiser.schedule.times(self.steps, self.spacing)
+        check_scale(self.sampling["guidance_scale"])
+        pl_module.conditions.check_scale(self.sampling["guidance_scale"])
+        if datamodule is not self._real_of:
+            self._real, self._real_of = None, datamodule
         pl_module.conditions.prepare(datamodule.conditions(self.samples))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,6 +142,13 @@ class FIDCallback(WritesFiles):
         ours = range(trainer.global_rank, self.samples, trainer.world_size)
         conditions = trainer.datamodule.conditions(self.samples)  # type: ignore[attr-defined]
         features = FeatureGaussian(reference.mean).to(reference.mean.device)
+        evaluated = 0
+
+        def count(denoiser: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            nonlocal evaluated
+            evaluated += len(arguments[0])
+
+        hook = module.parts(self.weights)[0].register_forward_pre_hook(count)
         if ours:
             images = module.sample(
                 {name: value[list(ours)] for name, value in conditions.items()},
@@ -149,6 +162,7 @@ class FIDCallback(WritesFiles):
             )
             for batch in images.split(self.batch_size):
                 features.update(self.extractor(batch).to(reference.mean.device))
+        hook.remove()
         value = frechet_distance(reference, features.compute())
 
         metrics = {f"{stage}/{self.key}": value} | ({} if floor is None else {f"{stage}/{self.key}_floor": floor})
@@ -157,12 +171,14 @@ class FIDCallback(WritesFiles):
         else:  # before and after training there is no loop to log in
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, trainer.global_step)
-        self.history.append({"step": trainer.global_step, "value": value})
+        step = trainer.global_step or module.trained_steps  # validating a checkpoint restores no loop
+        if not self.history or self.history[-1]["step"] != step:
+            self.history.append({"step": step, "value": value})
         module.measured = {
             "key": self.key,
             "value": value,
             "floor": floor,
-            "step": trainer.global_step,
+            "step": step,
             "protocol": {
                 "extractor": extractor_protocol(self.extractor),
                 "samples": self.samples,
@@ -170,11 +186,11 @@ class FIDCallback(WritesFiles):
                 "floor": f"mean over {self.floor_splits} random splits of all images into {self.samples} and the rest",
                 "weights": self.weights,
                 "sampling": {"sampler": self.sampler.config, **self.sampling},
-                "network_evaluations": self.steps,
+                "network_evaluations": evaluated // max(len(ours), 1),
                 "quantisation": "uint8, rounded",
             },
         }
-        if trainer.is_global_zero:
+        if self.writes:
             write_json(self.folder / f"{stage}_{self.key}.json", {**module.measured, "history": self.history})
 
     def _measure_real(self, trainer: Trainer, data: Unconditional) -> tuple[Gaussian, float | None, dict[str, Any]]:

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
+from diffusion_lab.guidance import check_scale
 from diffusion_lab.images import grid, write_png
 from diffusion_lab.module import DiffusionModule
 from diffusion_lab.samplers import Sampler, find_sampler
@@ -47,7 +48,7 @@ class SampleGrid(WritesFiles):
         if min(rows, columns) < 1:
             raise InputError(f"a grid has at least 1 row and 1 column: got {rows} and {columns}")
         self.rows, self.columns, self.last_step = rows, columns, -1
-        self.options = {
+        self.options: dict[str, Any] = {
             "guidance_scale": guidance_scale,
             "sampler": find_sampler(sampler),
             "steps": steps,
@@ -60,6 +61,10 @@ class SampleGrid(WritesFiles):
             getattr(trainer, "datamodule", None), Unconditional
         ):
             raise InputError("the sample grid needs a DiffusionModule, and a DataModule of diffusion_lab.data")
+        # What would fail at the first validation fails here.
+        pl_module.denoiser.schedule.times(self.options["steps"])
+        check_scale(self.options["guidance_scale"])
+        pl_module.conditions.check_scale(self.options["guidance_scale"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -71,7 +76,7 @@ class SampleGrid(WritesFiles):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last_step = trainer.global_step
-        if not trainer.is_global_zero:
+        if not self.writes:
             return
         picture = grid(self._sample(trainer, pl_module), self.columns)
         write_png(picture, self.folder / "samples" / f"step_{trainer.global_step:07d}.png")

@@ -15,10 +15,13 @@ class WritesFiles(Callback):
 
     Attributes:
         folder: The run's folder.
+        writes: Whether it is this process's to write: on rank 0, but not in a fast_dev_run.
     """
 
     folder: Path
+    writes: bool
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self.writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]

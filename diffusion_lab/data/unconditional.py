@@ -41,7 +41,10 @@ class TensorImages(Dataset[Batch]):
 
 
 class EpochOrder(DistributedSampler[int]):
-    """Shuffles by (seed, epoch) and gives each rank its part, so that a resumed run sees what it would have seen."""
+    """Shuffles by (seed, epoch) and gives each rank its part.
+
+    So a run that is resumed from the end of an epoch sees the images that it would have seen.
+    """
 
     def __init__(self, images: TensorImages, trainer: Trainer | None) -> None:
         """
@@ -82,9 +85,14 @@ class Unconditional(Configurable, LightningDataModule):
             split_seed: Which split; the same seed always gives the same.
 
         Raises:
-            InputError: There are fewer training images than a batch takes, or the fraction splits nothing off.
+            InputError: A value is out of range; fewer training images than a batch takes are found out when the
+                source is read.
         """
         super().__init__()
+        if not 0 < validation_fraction < 1:
+            raise InputError(f"data.validation_fraction must be between 0 and 1: got {validation_fraction}")
+        if batch_size < 1:
+            raise InputError(f"data.batch_size must be at least 1: got {batch_size}")
         self.source, self.batch_size = source, batch_size
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self._parts: dict[str, Images] = {}
@@ -94,9 +102,11 @@ class Unconditional(Configurable, LightningDataModule):
         if not self._parts:
             every = self.source.read()
             train, validation = every.split(self.validation_fraction, self.split_seed)
-            if not 1 <= self.batch_size <= len(train):
+            ranks = self.trainer.world_size if self.trainer else 1
+            if self.batch_size > len(train) // ranks:
                 raise InputError(
-                    f"data.batch_size must be from 1 to {len(train)}, the training images: got {self.batch_size}"
+                    f"data.batch_size must be from 1 to {len(train) // ranks}, the training images on each of {ranks} "
+                    f"devices: got {self.batch_size}"
                 )
             self._parts = {"train": every.select(train), "validation": every.select(validation), "all": every}
         return self._parts[split]

@@ -10,6 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion_lab.errors import InputError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -21,14 +23,15 @@ def zero_init(module: M) -> M:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm over up to 32 groups of at least 4 channels."""
-    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels, eps=1e-5)
+    """Group norm over as many groups as divide the channels, up to 32, of at least 4 channels where it can be."""
+    groups = math.gcd(32, channels)
+    while groups > 1 and channels // groups < 4:
+        groups //= 2
+    return nn.GroupNorm(groups, channels, eps=1e-5)
 
 
 class TimeEmbedding(nn.Module):
     """Sinusoids of the network time (DDPM, arXiv 2006.11239, appendix B), then two linear layers: [B] -> [B, D]."""
-
-    frequencies: Tensor
 
     def __init__(self, channels: int, embed_dim: int) -> None:
         """
@@ -37,14 +40,16 @@ class TimeEmbedding(nn.Module):
             embed_dim: D.
         """
         super().__init__()
-        half = torch.arange(channels // 2, dtype=torch.float32)
-        self.register_buffer("frequencies", torch.exp(-math.log(10000) * half / (channels // 2)), persistent=False)
+        self.channels = channels
         self.layers = nn.Sequential(nn.Linear(channels, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
 
     def sinusoids(self, network_time: Tensor) -> Tensor:
         """cos(w t), sin(w t) with w from 1 down towards 1/10000: [B] -> [B, channels]."""
-        # In float32 whatever the weights' precision: half precision cannot tell times 999 and 1000 apart.
-        angles = network_time.float()[:, None] * self.frequencies.float()
+        # In float32 whatever the module's precision: half precision cannot tell times 999 and 1000 apart. Computed here
+        # because a buffer would be rounded with the module.
+        half = torch.arange(self.channels // 2, device=network_time.device, dtype=torch.float32)
+        frequencies = torch.exp(half * (-math.log(10000) / (self.channels // 2)))
+        angles = network_time.float()[:, None] * frequencies
         return torch.cat([angles.cos(), angles.sin()], 1)
 
     def forward(self, network_time: Tensor) -> Tensor:
@@ -78,7 +83,12 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, channels_per_head: int) -> None:
         super().__init__()
-        self.heads = max(channels // channels_per_head, 1)
+        if channels % channels_per_head:
+            raise InputError(
+                f"attention over {channels} channels cannot have heads of {channels_per_head}: give a "
+                "model.network.channels_per_head that divides them"
+            )
+        self.heads = channels // channels_per_head
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))

@@ -106,6 +106,12 @@ class UNet(Configurable, nn.Module):
                 f"an image of {x_t.shape[-2]}x{x_t.shape[-1]} does not fit the U-Net's levels: make its sides "
                 f"divisible by {self.downsampling}, or give fewer model.network.multipliers"
             )
+        given = x_t.shape[1] + (0 if cond.concat is None else cond.concat.shape[1])
+        if given != self.enter.in_channels:
+            raise InputError(
+                f"the U-Net takes {self.enter.in_channels} channels but got {given}: make model.network.channels those "
+                "of the images, and concat_channels those of the conditions"
+            )
         if cond.context is not None:
             raise InputError("this U-Net has no cross-attention: give it conditions that embed or concatenate")
         embed = self.time(network_time)                                # [B, D]
