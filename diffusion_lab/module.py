@@ -88,7 +88,7 @@ class DiffusionModule(Configurable, LightningModule):
         self._seed = run_seed()
         if missing := unrecorded(self.config):
             rank_zero_warn(
-                f"the arguments of {missing[0]} are not recorded, so that no checkpoint of this run can rebuild itself: "
+                f"the arguments of {missing[0]} are not recorded, so that no checkpoint of it can rebuild itself: "
                 "derive the class from diffusion_lab.Configurable"
             )
 

@@ -58,6 +58,12 @@ class TrainingCLI(LightningCLI):
         if path := self.config[self.config.subcommand].ckpt_path:
             read_lightning_checkpoint(Path(path))
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise InputError(f"seed_everything: {error}") from error
+
     def instantiate_classes(self) -> None:
         output = self._get(self.config, "output")
         if self.subcommand == "fit" and output:

@@ -27,6 +27,8 @@ TINY = {
         "schedule": {"class_path": "diffusion_lab.TableSchedule"},
         "space": {"class_path": "diffusion_lab.PixelSpace", "init_args": {"image_shape": [1, 8, 8]}},
         "conditions": {"labels": {"class_path": "diffusion_lab.ClassLabel", "init_args": {"num_classes": 10, "embed_dim": 16}}},
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+        "lr_scheduler": {"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": {"total_iters": 5}},
     },
     "data": {"class_path": "diffusion_lab.ClassConditional", "init_args": {"source": {"class_path": "diffusion_lab.Digits"}, "batch_size": 64}},
 }  # fmt: skip
@@ -78,8 +80,6 @@ def test_fit_trains_measures_saves_and_says_so(
         "X0",
         "--trainer.max_steps",
         "3",
-        "--trainer.log_every_n_steps",
-        "1",
     ]
     assert command(monkeypatch, *arguments) == 0
     printed = capsys.readouterr().out
@@ -113,6 +113,19 @@ def test_validate_test_and_predict_take_a_checkpoint(
     written = sorted(Path("lightning_logs").rglob("predictions/*.png"))
     assert len(written) == 360
     assert Image.open(written[0]).size == (8, 8)
+
+
+def test_fit_goes_on_from_a_checkpoint_and_flags_still_count(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command(monkeypatch, "fit", "--config", "tiny.yaml", "--output", "four") == 0
+    (ckpt,) = Path("lightning_logs").rglob("*.ckpt")
+    options = ["--ckpt_path", ckpt, "--trainer.max_steps", 6, "--model.drop_prob", 0.5, "--output", "six"]
+    assert command(monkeypatch, "fit", "--config", "tiny.yaml", "--trainer.max_epochs", 2, *options) == 0
+    pipe = load("six")
+    assert pipe.measured is not None
+    assert pipe.measured["step"] == 6
+    assert pipe.config["init_args"]["drop_prob"] == 0.5
+    optimizer = pipe.config["init_args"]["optimizer"]
+    assert (optimizer["class_path"], optimizer["init_args"]["lr"]) == ("torch.optim.adamw.AdamW", 0.001)
 
 
 def test_print_config_shows_every_field(
@@ -158,6 +171,17 @@ BAD = [
     (["fit", "--config", "tiny.yaml", "--model.schedule.betas", "[0.5, 1.0]", "--model.prediction", "EPSILON"], "use V, X0 or FLOW"),
     (["fit", "--config", "tiny.yaml", "--output", "tiny.yaml/model"], "cannot write tiny.yaml/model"),
     (["fit", "--config", "tiny.yaml", "--ckpt_path", "nope.ckpt"], "nope.ckpt"),
+    (["fit", "--config", "tiny.yaml", "--ckpt_path", "last"], "no checkpoint at last: give a Lightning .ckpt"),
+    (["fit", "--config", "tiny.yaml", "--trainer.strategy", "nope"], "nope"),
+    (["fit", "--config", "tiny.yaml", "--trainer.accelerator", "foo"], "foo"),
+    (["fit", "--config", "tiny.yaml", "--model.optimizer.lr", "-1"], "cannot be made: Invalid learning rate: -1"),
+    (["fit", "--config", "tiny.yaml", "--seed_everything", "-1"], "-1"),
+    (["fit", "--config", "tiny.yaml", "--model.network.width", "14"], "28 channels cannot be split into 3 heads of about 8"),
+    (["fit", "--config", "tiny.yaml", "--model.network.channels", "3"], "takes 3 channels but got 1"),
+    (["fit", "--config", "tiny.yaml", "--model.conditions.labels.num_classes", "9"], "label 9 is out of range"),
+    (["fit", "--config", "tiny.yaml", "--model.space.image_shape", "[1, 16, 16]"], "model.space is for [1, 16, 16]"),
+    (["fit", "--config", "tiny.yaml", "--data", "diffusion_lab.Unconditional"], "condition 'labels' but the data gives images"),
+    (["fit", "--config", "tiny.yaml", "--data.validation_fraction", "0"], "validation_fraction must be between 0 and 1: got 0"),
     (["validate", "--config", "tiny.yaml", "--ckpt_path", "tiny.yaml"], "tiny.yaml is truncated or not a Lightning checkpoint"),
     (["sample", "nowhere", "--labels", "1"], "no checkpoint at nowhere"),
     (["sample", "model"], "this model is conditional: give labels"),
@@ -171,6 +195,8 @@ BAD = [
     (["sample", "model", "--labels", "1", "--output", "."], "ends in .png"),
     (["sample", "model", "--labels", "1", "--device", "tpux"], "no device 'tpux' here"),
     (["sample", "model", "--labels", "1", "--columns", "0"], "--columns must be at least 1"),
+    (["sample", "model", "--labels", "1", "--device", "meta"], "no device 'meta' here"),
+    (["sample", "nowhere", "--labels", "1", "--output", "new/folder/a.png"], "no checkpoint at nowhere"),
     (["sample", "model", "--label", "1"], "unrecognized arguments: --label 1"),
     (["smaple"], "unknown command 'smaple'"),
 ]  # fmt: skip
@@ -184,12 +210,16 @@ def test_bad_input_is_one_line_and_status_2(
         save(tiny_module(), "model")
     before = sorted(here.rglob("*"))
     assert command(monkeypatch, *arguments) == 2
-    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diffusion-lab")]
-    assert len(printed) == 1
-    assert printed[0].startswith("diffusion-lab: error: ")
-    assert message in printed[0]
-    left = [path for path in here.rglob("*") if path not in before and "lightning_logs" not in path.parts]
-    assert left == [], "something was left half-written"
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("diffusion-lab")]
+    assert line.startswith("diffusion-lab: error: ")
+    assert message in line
+    left = [path for path in here.rglob("*") if path not in before]
+    # What fails once the run has begun has logs, of which nothing is a model.
+    began = "optimizer.lr" in str(arguments) or "network.channels" in str(arguments)
+    assert [path for path in left if not (began and "lightning_logs" in path.parts)] == []
+    assert not list(here.rglob("*.ckpt"))
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ import functools
 import json
 from enum import Enum
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from diffusion_lab import DDIM, Configurable, Digits, InputError, PixelSpace, TableSchedule, UNet
-from diffusion_lab.configurable import build, describe
+from diffusion_lab.configurable import build, describe, unrecorded
 
 
 class Custom(Configurable, nn.Module):
@@ -54,6 +55,9 @@ def test_classes_with_arguments_enums_and_what_keeps_no_record() -> None:
         "init_args": {"lr": 0.1},
     }
     assert describe(Colour.RED) == "RED"
+    assert describe(torch.linspace(0, 1, 3)) == describe(np.linspace(0, 1, 3)) == [0.0, 0.5, 1.0]
+    assert describe(np.float64(0.5)) == 0.5
+    assert unrecorded(describe([Forgetful(3), {"a": Forgetful(3)}, DDIM()])) == [f"{__name__}.Forgetful"] * 2
     with pytest.raises(
         InputError, match="Forgetful were not recorded: derive the class from diffusion_lab.Configurable"
     ):

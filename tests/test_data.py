@@ -72,5 +72,9 @@ def test_bad_input() -> None:
         ClassConditional(Grey(), batch_size=2).val_dataloader()
     with pytest.raises(InputError, match=r"from 1 to 8, .* got 9"):
         Unconditional(Grey(), batch_size=9).setup("fit")
-    with pytest.raises(InputError, match="validation_fraction 1.5 cannot split 10 images"):
-        Unconditional(Grey(), batch_size=1, validation_fraction=1.5).setup("fit")
+    with pytest.raises(InputError, match="validation_fraction must be between 0 and 1: got 1.5"):
+        Unconditional(Grey(), validation_fraction=1.5)
+    with pytest.raises(InputError, match="at least 1: got 0"):
+        Unconditional(Grey(), batch_size=0)
+    with pytest.raises(InputError, match="validation_fraction 0.001 cannot split 1797 images"):
+        ClassConditional(Digits(), validation_fraction=0.001).setup("fit")

@@ -87,7 +87,7 @@ def test_key_floor_and_protocol_are_logged_beside_it(tmp_path: Path) -> None:
         "guidance_scale": 1.5,
         "seed": 0,
     }
-    assert protocol["network_evaluations"] == 3
+    assert protocol["network_evaluations"] == 6, "guidance asks twice at each of 3 steps"
 
     with torch.no_grad():
         features = DigitClassifier()(Digits().read().images)
@@ -120,6 +120,21 @@ def test_the_score_saved_with_a_model_is_that_models(tmp_path: Path) -> None:
     assert module.measured is not None
     assert module.measured["step"] == 6
     assert [entry["step"] for entry in callback.history] == [0, 4, 6]
+
+
+def test_validating_a_checkpoint_keeps_its_step_and_other_data_its_own_reference(tmp_path: Path) -> None:
+    module, callback = tiny_module(), small()
+    trainer = run(tmp_path, module, callback)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again, fresh = tiny_module(), small()
+    validator = Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False, callbacks=[fresh]
+    )
+    validator.validate(again, ClassConditional(Digits(), batch_size=64), ckpt_path=tmp_path / "a.ckpt")
+    assert again.measured == module.measured
+    validator.validate(again, ClassConditional(Digits(), batch_size=64, split_seed=1, validation_fraction=0.5))
+    assert again.measured is not None
+    assert again.measured["protocol"]["reference"]["images"] == 898
 
 
 def test_more_samples_than_images_leave_no_floor(tmp_path: Path) -> None:
@@ -163,8 +178,12 @@ def test_what_cannot_work_fails_before_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown sampler 'ddimm'"):
         small(sampler="ddimm")
     module = tiny_module()
-    with pytest.raises(InputError, match="steps must be from 1 to 1000"):
-        run(tmp_path, module, small(steps=5000))
+    for callback in (small(steps=5000), SampleGrid(steps=5000)):
+        with pytest.raises(InputError, match="steps must be from 1 to 1000"):
+            run(tmp_path, module, callback)
+    for callback in (small(guidance_scale=-1.0), SampleGrid(guidance_scale=-1.0)):
+        with pytest.raises(InputError, match="guidance scale must be a number from 0"):
+            run(tmp_path, module, callback)
     assert module.ema.updates == 0
 
 
@@ -175,7 +194,7 @@ def test_two_processes_and_one_give_the_same_number(tmp_path: Path) -> None:
     for devices in (1, 2):
         module, callback = tiny_module(), small(samples=61)
         options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2} if devices == 2 else {}
-        trainer = run(tmp_path, module, callback, max_steps=0, logger=False, **options)
+        trainer = run(tmp_path, module, callback, max_steps=0, logger=False, default_root_dir=tmp_path, **options)
         trainer.validate(module, ClassConditional(Digits(), batch_size=64))
         values.append([trainer.callback_metrics[key].item() for key in ("val/fd_digits_61", "val/fd_digits_61_floor")])
     assert values[0] == pytest.approx(values[1], rel=1e-5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffusion_lab import (
     EMA,
     ClassConditional,
+    ClassLabel,
     DiffusionModule,
     Digits,
     InputError,
@@ -130,17 +132,67 @@ def test_images_do_not_depend_on_the_batch_size() -> None:
     assert (some.int() - whole[40:50].int()).abs().max() <= 1
 
 
-def test_a_sample_that_is_not_finite_raises_and_names_the_step() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_sample_that_is_not_finite_raises_and_names_the_step(value: float) -> None:
+    """Also where clipping would make black and white of it."""
     module = tiny_module()
     step = {"n": 0}
 
     def broken(network: Any, arguments: Any, output: Tensor) -> Tensor:
         step["n"] += 1
-        return output * float("nan") if step["n"] == 3 else output
+        return torch.full_like(output, value) if step["n"] == 3 else output
 
     module.ema.copies["denoiser"].network.register_forward_hook(broken)  # type: ignore[union-attr, operator]
     with pytest.raises(FloatingPointError, match="not finite from step 3 of 5 on"):
         module.sample({"labels": [1]}, steps=5)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_training_drops_conditions_sample_by_sample(tmp_path: Path, probability: float) -> None:
+    module = tiny_module(drop_prob=probability, optimizer=functools.partial(torch.optim.SGD, lr=1.0))
+    rows = module.conditions.conditioners["labels"].rows.weight  # type: ignore[union-attr]
+    before, masks = rows.detach().clone(), []
+    module.conditions.register_forward_pre_hook(lambda conditions, arguments: masks.append(arguments[1].clone()))
+    trainer(tmp_path, max_steps=20, limit_val_batches=0).fit(module, digits())
+    moved = (rows.detach() != before).any(1).tolist()
+    expected = {0.0: [True] * 10 + [False], 0.5: [True] * 11, 1.0: [False] * 10 + [True]}
+    assert moved == expected[probability]
+    dropped = torch.stack(masks).float()
+    assert dropped.shape == (20, 32)
+    assert dropped.mean().item() == pytest.approx(probability, abs=4 * (probability * (1 - probability) / 640) ** 0.5)
+    if probability == 0.5:
+        assert bool(((dropped.mean(1) > 0) & (dropped.mean(1) < 1)).all()), "a whole batch was dropped or kept"
+
+
+def test_guidance_without_a_trained_null_is_refused() -> None:
+    module = tiny_module(drop_prob=0.0)
+    module.sample({"labels": [1]}, steps=1, guidance_scale=1.0)
+    with pytest.raises(InputError, match="guidance scale 2.0 needs a trained null.*use scale 1"):
+        module.sample({"labels": [1]}, steps=1, guidance_scale=2.0)
+
+
+def test_data_that_does_not_fit_is_refused() -> None:
+    module = tiny_module(conditions={"labels": ClassLabel(9, 16)})
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    for columns, message in (
+        ({"images": images, "labels": torch.tensor([0, 1, 2, 9])}, "label 9 is out of range: this model knows 0 to 8"),
+        ({"images": images}, "condition 'labels' but the data gives images"),
+        (
+            {"images": images[..., :4], "labels": torch.arange(4)},
+            "images of .1, 8, 4. but model.space is for .1, 8, 8.",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            module.check_data(columns)
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_one(tmp_path: Path) -> None:
+    module, losses = tiny_module(), []
+    step = module.training_step
+    module.training_step = lambda batch, batch_idx: losses.append(step(batch, batch_idx)) or losses[-1]  # type: ignore[assignment, func-returns-value]
+    run = trainer(tmp_path, max_steps=7, log_every_n_steps=5, limit_val_batches=0)
+    run.fit(module, digits())
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(sum(float(x.detach()) for x in losses[5:7]) / 2)
 
 
 def test_a_batch_is_as_good_as_its_conditions() -> None:
@@ -162,7 +214,7 @@ def test_resuming_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
     def run(folder: str, steps: int, **options: Any) -> DiffusionModule:
         seed_everything(3)
-        module = tiny_module()
+        module = tiny_module(optimizer=functools.partial(torch.optim.AdamW, lr=1e-3))
         data = ClassConditional(Digits(), batch_size=239)
         saver = ModelCheckpoint(tmp_path / folder, filename="last", every_n_epochs=1, enable_version_counter=False)
         Trainer(**QUIET, default_root_dir=tmp_path, max_steps=steps, callbacks=[saver]).fit(module, data, **options)
@@ -178,12 +230,13 @@ def test_resuming_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_load_from_checkpoint_needs_no_arguments(tmp_path: Path) -> None:
-    module = tiny_module()
+    module = tiny_module(optimizer=functools.partial(torch.optim.AdamW, lr=1e-3))
     run = trainer(tmp_path, max_steps=2)
     run.fit(module, digits())
     run.save_checkpoint(tmp_path / "a.ckpt")
     again = DiffusionModule.load_from_checkpoint(tmp_path / "a.ckpt")
-    assert again.config == module.config
+    for part in ("network", "schedule", "space", "prediction", "conditions", "drop_prob"):
+        assert again.config["init_args"][part] == module.config["init_args"][part]
     assert torch.equal(again.sample({"labels": [4]}, steps=3), module.sample({"labels": [4]}, steps=3))
 
 
@@ -235,8 +288,6 @@ def test_the_default_optimizer_warms_up() -> None:
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    from diffusion_lab import ClassLabel
-
     with pytest.raises(InputError, match="model.conditions.labels.embed_dim is 8 but model.network.embed_dim is 16"):
         tiny_module(conditions={"labels": ClassLabel(10, 8)})
     with pytest.raises(InputError, match="use V, X0 or FLOW"):

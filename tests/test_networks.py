@@ -6,7 +6,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch.nn import functional as F
 
 from diffusion_lab import Cond, InputError, UNet
-from diffusion_lab.networks.layers import ResidualBlock, SelfAttention, TimeEmbedding
+from diffusion_lab.networks.layers import ResidualBlock, SelfAttention, TimeEmbedding, group_norm
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,17 @@ def test_bad_sizes_are_named() -> None:
         UNet(1, 8, (1,), attention_levels=())(
             torch.randn(1, 1, 4, 4), torch.zeros(1), Cond(context=torch.zeros(1, 2, 3))
         )
+    with pytest.raises(InputError, match="takes 1 channels but got 3"):
+        UNet(1, 8, (1,), attention_levels=())(torch.randn(1, 3, 4, 4), torch.zeros(1), Cond())
+    with pytest.raises(InputError, match="112 channels cannot be split into 3 heads of about 32"):
+        UNet(1, 112, (1,), attention_levels=())
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (18, 2), (32, 8), (96, 16), (128, 32), (320, 32), (7, 1)])
+def test_groups_divide_the_channels(channels: int, groups: int) -> None:
+    assert group_norm(channels).num_groups == groups
+
+
+def test_half_precision_leaves_the_sinusoids_whole() -> None:
+    t = torch.tensor([1.0, 500.0, 999.0])
+    assert torch.equal(TimeEmbedding(32, 8).bfloat16().sinusoids(t), TimeEmbedding(32, 8).sinusoids(t))

@@ -83,12 +83,12 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, channels_per_head: int) -> None:
         super().__init__()
-        if channels % channels_per_head:
+        self.heads = max(channels // channels_per_head, 1)
+        if channels % self.heads:
             raise InputError(
-                f"attention over {channels} channels cannot have heads of {channels_per_head}: give a "
+                f"{channels} channels cannot be split into {self.heads} heads of about {channels_per_head}: give a "
                 "model.network.channels_per_head that divides them"
             )
-        self.heads = channels // channels_per_head
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
