@@ -121,8 +121,8 @@ class KeepOnInterrupt(WritesFiles):
     """Writes a checkpoint when training is interrupted, and says where."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, KeyboardInterrupt):
-            return
+        if not isinstance(exception, KeyboardInterrupt) or not hasattr(self, "folder"):
+            return  # not interrupted, or before there was anything to keep
         path = self.folder / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -142,27 +143,20 @@ class FIDCallback(WritesFiles):
         ours = range(trainer.global_rank, self.samples, trainer.world_size)
         conditions = trainer.datamodule.conditions(self.samples)  # type: ignore[attr-defined]
         features = FeatureGaussian(reference.mean).to(reference.mean.device)
-        evaluated = 0
-
-        def count(denoiser: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            nonlocal evaluated
-            evaluated += len(arguments[0])
-
-        hook = module.parts(self.weights)[0].register_forward_pre_hook(count)
-        if ours:
-            images = module.sample(
-                {name: value[list(ours)] for name, value in conditions.items()},
-                num_images=len(ours),
-                indices=ours,
-                sampler=self.sampler,
-                weights=self.weights,
-                batch_size=self.batch_size,
-                progress=f"sampling {self.samples}" if trainer.is_global_zero else None,
-                **self.sampling,
-            )
-            for batch in images.split(self.batch_size):
-                features.update(self.extractor(batch).to(reference.mean.device))
-        hook.remove()
+        with counted_evaluations(module.parts(self.weights)[0]) as evaluated:
+            if ours:
+                images = module.sample(
+                    {name: value[list(ours)] for name, value in conditions.items()},
+                    num_images=len(ours),
+                    indices=ours,
+                    sampler=self.sampler,
+                    weights=self.weights,
+                    batch_size=self.batch_size,
+                    progress=f"sampling {self.samples}" if trainer.is_global_zero else None,
+                    **self.sampling,
+                )
+                for batch in images.split(self.batch_size):
+                    features.update(self.extractor(batch).to(reference.mean.device))
         value = frechet_distance(reference, features.compute())
 
         metrics = {f"{stage}/{self.key}": value} | ({} if floor is None else {f"{stage}/{self.key}_floor": floor})
@@ -186,7 +180,7 @@ class FIDCallback(WritesFiles):
                 "floor": f"mean over {self.floor_splits} random splits of all images into {self.samples} and the rest",
                 "weights": self.weights,
                 "sampling": {"sampler": self.sampler.config, **self.sampling},
-                "network_evaluations": evaluated // max(len(ours), 1),
+                "network_evaluations": sum(evaluated) // max(len(ours), 1),
                 "quantisation": "uint8, rounded",
             },
         }
@@ -245,6 +239,18 @@ class FIDCallback(WritesFiles):
             if digest is not None:
                 digest.update(batch.contiguous().numpy().tobytes())
             mine = torch.arange(trainer.global_rank, len(batch), trainer.world_size)
-            yield start + mine, self.extractor(batch[mine].to(trainer.strategy.root_device))
+            if len(mine):  # a last batch may have fewer images than there are ranks
+                yield start + mine, self.extractor(batch[mine].to(trainer.strategy.root_device))
             start += len(batch)
             advance()
+
+
+@contextmanager
+def counted_evaluations(denoiser: nn.Module) -> Iterator[list[int]]:
+    """The list of how many images each call of the denoiser was asked about, guidance's second half included."""
+    sizes: list[int] = []
+    hook = denoiser.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    try:
+        yield sizes
+    finally:
+        hook.remove()

@@ -102,12 +102,7 @@ class Unconditional(Configurable, LightningDataModule):
         if not self._parts:
             every = self.source.read()
             train, validation = every.split(self.validation_fraction, self.split_seed)
-            ranks = self.trainer.world_size if self.trainer else 1
-            if self.batch_size > len(train) // ranks:
-                raise InputError(
-                    f"data.batch_size must be from 1 to {len(train) // ranks}, the training images on each of {ranks} "
-                    f"devices: got {self.batch_size}"
-                )
+            self._check_batch_size(len(train))
             self._parts = {"train": every.select(train), "validation": every.select(validation), "all": every}
         return self._parts[split]
 
@@ -129,6 +124,7 @@ class Unconditional(Configurable, LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         images = self._columns("train")
         sampler = EpochOrder(images, self.trainer)
+        self._check_batch_size(len(sampler))
         return DataLoader(images, batch_size=self.batch_size, sampler=sampler, collate_fn=whole, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -139,6 +135,12 @@ class Unconditional(Configurable, LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._held_out()
+
+    def _check_batch_size(self, images: int) -> None:
+        if self.batch_size > images:
+            raise InputError(
+                f"data.batch_size must be from 1 to {images}, the training images of a device: got {self.batch_size}"
+            )
 
     def _columns(self, split: Split) -> TensorImages:
         return TensorImages(self.columns(self.part(split)))
