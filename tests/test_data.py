@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from diffusion_lab import ClassConditional, Digits, InputError, Unconditional
 from diffusion_lab.data import Images, Source
+from diffusion_lab.data.unconditional import EpochOrder, TensorImages
 
 
 class Grey(Source):
@@ -53,6 +56,20 @@ def test_training_batches_are_shuffled_and_validation_is_whole_and_in_order() ->
     }  # type: ignore[arg-type]
     for image, label in zip(epoch[0]["images"], epoch[0]["labels"], strict=True):
         assert known[tuple(image.flatten().tolist())] == label
+
+
+def test_each_epoch_has_its_order_and_each_rank_its_part() -> None:
+    images = TensorImages({"images": torch.zeros(11, 1)})
+
+    def order(epoch: int, rank: int = 0, world: int = 1) -> list[int]:
+        trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank, world_size=world)
+        return list(EpochOrder(images, trainer))  # type: ignore[arg-type]
+
+    assert sorted(order(0)) == list(range(11))
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    parts = order(3, 0, 2) + order(3, 1, 2)
+    assert len(parts) == len(set(parts)) == 10
 
 
 def test_unconditional_has_images_alone() -> None:
