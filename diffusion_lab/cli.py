@@ -46,6 +46,7 @@ def main() -> None:
 def run() -> None:
     """Run the command in `sys.argv`; raises InputError for bad input."""
     arguments = sys.argv[1:]
+    sys.path.append(str(Path.cwd()))  # so that a config can name a class in a file beside it
     if arguments and arguments[0] in TRAINING:
         from diffusion_lab.training_cli import run_training
 

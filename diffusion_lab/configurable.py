@@ -144,7 +144,8 @@ def find_class(path: Any, trust: bool = False) -> type:
     torch_layer = module_name == "torch.nn" or module_name.startswith("torch.nn.")
     if not (ours or torch_layer or trust):
         raise InputError(
-            f"the class {path!r} comes from outside diffusion_lab and torch.nn: pass trust=True to import and run it"
+            f"the class {path!r} comes from outside diffusion_lab and torch.nn: pass trust=True, or --trust, to "
+            "import and run it"
         )
     try:
         found = getattr(importlib.import_module(module_name), name)

@@ -113,7 +113,10 @@ class TrainingCLI(LightningCLI):
         table.add_row("logs", str(self.keeper.folder))
         if output:
             table.add_row("model", output)
-            table.add_row("sample it", f"diffusion-lab sample {output} --help")
+            labelled = "labels" in self.model.conditions.names()
+            table.add_row(
+                "sample it", f"diffusion-lab sample {output} {'--labels 0 1' if labelled else '--num-images 9'}"
+            )
         return table
 
 
@@ -128,17 +131,18 @@ class KeepOnInterrupt(WritesFiles):
         if trainer.is_global_zero:
             print(
                 f"stopped at step {trainer.global_step}; the checkpoint is {path}: "
-                f"go on with --ckpt_path {path}, or diffusion-lab sample {path}",
+                f"repeat the command with --ckpt_path {path} to go on, or look at it with diffusion-lab sample {path}",
                 file=sys.stderr,
             )
 
 
 def run_training() -> None:
     """Run the training command in `sys.argv`; raises InputError for bad input."""
-    # Data in memory is served from this process, and averaged weights stay in eval mode, on purpose; Lightning's own
-    # code uses what torch and jsonargparse deprecate.
+    # Data in memory is served from this process, averaged weights stay in eval mode and a resumed run logs to a new
+    # folder, on purpose; Lightning's own code uses what torch and jsonargparse deprecate.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*dirpath has changed from.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     try:

@@ -128,6 +128,34 @@ def test_fit_goes_on_from_a_checkpoint_and_flags_still_count(here: Path, monkeyp
     assert (optimizer["class_path"], optimizer["init_args"]["lr"]) == ("torch.optim.adamw.AdamW", 0.001)
 
 
+OWN = """
+from torch import nn
+from diffusion_lab import Configurable
+
+class OwnNetwork(Configurable, nn.Module):
+    embed_dim = 16
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, width, 1), nn.Conv2d(width, 1, 1))
+
+    def forward(self, x_t, network_time, cond):
+        return self.layers(x_t)
+"""
+
+
+def test_a_network_in_a_file_beside_the_config(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own_network.py").write_text(OWN)
+    options = ["--model.network", "own_network.OwnNetwork", "--model.network.width", 6, "--output", "own"]
+    assert command(monkeypatch, "fit", "--config", "tiny.yaml", *options) == 0
+    assert command(monkeypatch, "sample", "own", "--labels", 1) == 2
+    assert "'own_network.OwnNetwork' comes from outside" in capsys.readouterr().err
+    assert command(monkeypatch, "sample", "own", "--labels", 1, "--trust") == 0
+    assert load("own", trust=True).config["init_args"]["network"]["init_args"] == {"width": 6}
+
+
 def test_print_config_shows_every_field(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,14 +74,15 @@ class SampleGrid(WritesFiles):
         if self.last_step != trainer.global_step:  # training stopped between two validations
             self._draw(trainer, pl_module)
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _draw(self, trainer: Trainer, pl_module: Any) -> None:
         self.last_step = trainer.global_step
+        step = trainer.global_step or pl_module.trained_steps  # validating a checkpoint restores no loop
         if not self.writes:
             return
         picture = grid(self._sample(trainer, pl_module), self.columns)
-        write_png(picture, self.folder / "samples" / f"step_{trainer.global_step:07d}.png")
+        write_png(picture, self.folder / "samples" / f"step_{step:07d}.png")
         for logger in trainer.loggers:
-            log_image(logger, "samples", picture, trainer.global_step)
+            log_image(logger, "samples", picture, step)
 
     def _sample(self, trainer: Trainer, module: Any) -> Tensor:
         each = trainer.datamodule.conditions(self.rows)  # type: ignore[attr-defined]
