@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffusion_lab.configurable import Configurable
     from diffusion_lab.data import ClassConditional, Digits, Unconditional
     from diffusion_lab.denoiser import Denoiser
+    from diffusion_lab.densities import Density, LogitNormal, LogNormal, LossSecondMoment, StratifiedUniform, Uniform
     from diffusion_lab.ema import EMA
     from diffusion_lab.errors import InputError
     from diffusion_lab.generate import generate
@@ -22,12 +23,27 @@ if TYPE_CHECKING:
     from diffusion_lab.module import DiffusionModule
     from diffusion_lab.networks import UNet
     from diffusion_lab.noise import SeededNoise
-    from diffusion_lab.objectives import Uniform, UniformWeighting
     from diffusion_lab.pipeline import Pipeline, load, save
     from diffusion_lab.predictions import Estimate, Prediction
     from diffusion_lab.samplers import DDIM, DDPM
-    from diffusion_lab.schedules import NoiseSchedule, TableSchedule
+    from diffusion_lab.schedules import CosineSchedule, FlowSchedule, KarrasSchedule, NoiseSchedule
     from diffusion_lab.spaces import PixelSpace
+    from diffusion_lab.table_schedule import TableSchedule
+    from diffusion_lab.variance import LearnedVariance
+    from diffusion_lab.weightings import (
+        EDMWeighting,
+        HybridWeighting,
+        MinSNRWeighting,
+        P2Weighting,
+        SigmoidWeighting,
+        SNRWeighting,
+        SoftMinSNRWeighting,
+        TruncatedSNRWeighting,
+        UncertaintyWeighting,
+        UniformWeighting,
+        VLBWeighting,
+        Weighting,
+    )
 
 __version__ = "0.1.0"
 
@@ -37,6 +53,7 @@ _HOMES = {
     "configurable": ["Configurable"],
     "data": ["ClassConditional", "Digits", "Unconditional"],
     "denoiser": ["Denoiser"],
+    "densities": ["Density", "LogNormal", "LogitNormal", "LossSecondMoment", "StratifiedUniform", "Uniform"],
     "ema": ["EMA"],
     "errors": ["InputError"],
     "generate": ["generate"],
@@ -45,12 +62,27 @@ _HOMES = {
     "module": ["DiffusionModule"],
     "networks": ["UNet"],
     "noise": ["SeededNoise"],
-    "objectives": ["Uniform", "UniformWeighting"],
     "pipeline": ["Pipeline", "load", "save"],
     "predictions": ["Estimate", "Prediction"],
     "samplers": ["DDIM", "DDPM"],
-    "schedules": ["NoiseSchedule", "TableSchedule"],
+    "schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule", "NoiseSchedule"],
     "spaces": ["PixelSpace"],
+    "table_schedule": ["TableSchedule"],
+    "variance": ["LearnedVariance"],
+    "weightings": [
+        "EDMWeighting",
+        "HybridWeighting",
+        "MinSNRWeighting",
+        "P2Weighting",
+        "SNRWeighting",
+        "SigmoidWeighting",
+        "SoftMinSNRWeighting",
+        "TruncatedSNRWeighting",
+        "UncertaintyWeighting",
+        "UniformWeighting",
+        "VLBWeighting",
+        "Weighting",
+    ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

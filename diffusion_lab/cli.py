@@ -89,6 +89,7 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add("--guidance-scale", type=float, metavar="S", help=f"1 is no guidance, 0 unconditional; {MEASURED} 1")
     add("--steps", type=int, metavar="N", help=f"steps of the sampler; {MEASURED} 50")
     add("--sampler", metavar="NAME", help=f"ddpm or ddim; {MEASURED} ddim")
+    add("--spacing", metavar="NAME", help=f"how steps are laid, such as trailing or karras; {MEASURED} the schedule's")
     add("--seed", type=int, default=0, help="with an image's place in the list it decides the image; 0 unless given")
     add("--columns", type=int, metavar="N", help="images in a row of the grid; a row of ten, or a square, unless given")
     add("--weights", choices=["ema", "raw"], default="ema", help="ema unless given; a folder has no raw ones")
@@ -123,6 +124,7 @@ def sample(options: argparse.Namespace) -> None:
         seed=options.seed,
         steps=options.steps,
         sampler=options.sampler,
+        spacing=options.spacing,
         guidance_scale=options.guidance_scale,
         batch_size=options.batch_size,
         **conditions,

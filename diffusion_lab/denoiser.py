@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from diffusion_lab.conditions import Cond
-from diffusion_lab.objectives import Density, Uniform, UniformWeighting, Weighting
-from diffusion_lab.predictions import Estimate, Prediction
+from diffusion_lab.densities import Density, Uniform
+from diffusion_lab.errors import InputError
+from diffusion_lab.predictions import Estimate, Prediction, System
 from diffusion_lab.schedules import NoiseSchedule
+from diffusion_lab.table_schedule import TableSchedule
+from diffusion_lab.variance import LearnedVariance
+from diffusion_lab.weightings import HybridWeighting, Terms, UniformWeighting, Weighting
 
 
 class Denoiser(nn.Module):
@@ -21,60 +27,118 @@ class Denoiser(nn.Module):
         prediction: Prediction | str = Prediction.V,
         density: Density | None = None,
         weighting: Weighting | None = None,
+        variance: LearnedVariance | None = None,
     ) -> None:
         """
         Args:
-            network: `network(x_t [B, C, H, W], network_time [B], cond) -> [B, C, H, W]`.
+            network: `network(x_t [B, C, H, W], network_time [B], cond) -> [B, C, H, W]`, or [B, 2 C, H, W] where it
+                learns the variance. Its attributes `channels` and `out_channels`, if it has them, are checked now.
             schedule: The noise schedule.
             prediction: What the network's output estimates.
             density: The density of training times; uniform unless given.
-            weighting: The weight of each time's error; uniform in the output's space unless given.
+            weighting: The weight of each time's error; uniform in the output's space unless given, or L_hybrid with a
+                learned variance.
+            variance: How the second half of the output is read as a variance; there is none unless given.
 
         Raises:
-            InputError: The prediction says nothing about x0 somewhere on the schedule.
+            InputError: The objects do not fit each other; the message says what to use instead.
         """
         super().__init__()
         self.network, self.schedule = network, schedule
-        self.prediction = Prediction.parse(prediction)
-        self.density, self.weighting = density or Uniform(), weighting or UniformWeighting()
+        self.prediction, self.variance = Prediction.parse(prediction), variance
+        self.density = density or Uniform()
+        self.weighting = weighting or (UniformWeighting() if variance is None else HybridWeighting())
         self.prediction.check(schedule)
+        self._check_variance()
+        self._check_channels(getattr(network, "channels", None), getattr(network, "out_channels", None))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Estimate:
         """Estimate x0 and eps from x_t [B, C, H, W] at times t, [] or [B]."""
-        alpha, sigma = self._levels(x_t, t)
-        return self.prediction.solve(self._output(x_t, t, cond), x_t, alpha, sigma)
+        system = self.prediction.system(self.schedule, _beside(t, x_t))
+        return self._read(*self._output(x_t, t, cond), x_t, t, system)
 
     def loss(self, x0: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
-        """The training loss of each sample, [B]: w(t) / p(t) times the mean squared error of the network's output.
+        """The training loss of each sample, [B]: w(t) times the mean squared error of the network's output.
 
-        t is drawn from the density, x_t = alpha x0 + sigma eps, and the target is a x0 + b eps.
+        t is drawn from the density, x_t = alpha x0 + sigma eps, and the target is a x0 + b eps. Where the density is
+        importance sampling, the loss is divided by p(t).
 
         Args:
             x0: Clean data, [B, C, H, W].
             cond: Its conditions, with their nulls already in place.
             generator: The source of t and eps, on x0's device.
         """
-        t, inverse_density = self.density(len(x0), generator)
-        t = self.schedule.snap(t)
+        drawn, importance = self.density(self.schedule, len(x0), generator)
+        t = self.schedule.snap(drawn)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        alpha, sigma = self._levels(x0, t)
-        x_t = alpha * x0 + sigma * eps
-        error = self._output(x_t, t, cond) - self.prediction.target(x0, eps, alpha, sigma)
-        weight = self.weighting(self.schedule, t, self.prediction) * inverse_density
-        return weight * error.square().flatten(1).mean(1)
+        system = self.prediction.system(self.schedule, _beside(t, x0))
+        x_t = system.mix(x0, eps)
+        output, second = self._output(x_t, t, cond)
+        error = (output - system.target(x0, eps)).square().flatten(1).mean(1)
 
-    def _levels(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma shaped to multiply x: a scalar for a shared t, [B, 1, 1, 1] for one a sample."""
-        alpha, sigma = self.schedule(t)
-        if t.ndim == 0:
-            return alpha, sigma
-        shape = (-1, *[1] * (x.ndim - 1))
-        return alpha.view(shape), sigma.view(shape)
+        def bound(train_mean: bool) -> Tensor:
+            assert self.variance is not None
+            assert isinstance(self.schedule, TableSchedule)
+            estimate = self._read(output if train_mean else output.detach(), second, x_t, t, system)
+            return self.variance.bound(x0, estimate, self.schedule, _beside(t, x0))
 
-    def _output(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network's output in x_t's precision, whatever the network's own."""
+        terms = Terms(self.schedule, t, self.prediction, error, None if second is None else bound)
+        loss = self.weighting.loss(terms)
+        if self.training:
+            self.density.update(drawn, loss.detach())
+        return importance * loss
+
+    def _output(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
+        """The network's output in x_t's precision, whatever the network's own, and its half for the variance."""
         network_time = self.schedule.network_time(t)
         if t.ndim == 0:  # filling from a number waits for no transfer
             network_time = torch.full((len(x_t),), float(network_time), device=x_t.device, dtype=torch.float32)
         weights = next(self.network.parameters(), x_t)
-        return self.network(x_t.to(weights.dtype), network_time, cond).to(x_t.dtype)
+        output = self.network(x_t.to(weights.dtype), network_time, cond).to(x_t.dtype)
+        self._check_channels(x_t.shape[1], output.shape[1])
+        if self.variance is None:
+            return output, None
+        return output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
+
+    def _read(self, output: Tensor, second: Tensor | None, x_t: Tensor, t: Tensor, system: System) -> Estimate:
+        estimate = system.solve(output, x_t)
+        if self.variance is None or second is None:
+            return estimate
+        assert isinstance(self.schedule, TableSchedule)
+        return replace(estimate, log_variance=self.variance.log_variance(second, self.schedule, _beside(t, x_t)))
+
+    def _check_variance(self) -> None:
+        """Raise InputError unless a learned variance has a table, and a loss that trains it."""
+        if self.variance is None:
+            if isinstance(self.weighting, HybridWeighting):
+                raise InputError("HybridWeighting is for a learned variance: give model.variance, or another weighting")
+            return
+        if not isinstance(self.schedule, TableSchedule):
+            raise InputError(
+                f"a learned variance is that of the step to the row before, and {type(self.schedule).__name__} has no "
+                "rows: use a TableSchedule, or leave model.variance out"
+            )
+        if not self.weighting.trains_variance:
+            raise InputError(
+                f"{type(self.weighting).__name__} does not train the variance: use HybridWeighting, which wraps it, or "
+                "VLBWeighting"
+            )
+
+    def _check_channels(self, channels: int | None, out_channels: int | None) -> None:
+        """Raise InputError unless the output has the channels of the input, or twice as many to learn the variance."""
+        if channels is None or out_channels is None or out_channels == channels * (1 if self.variance is None else 2):
+            return
+        if self.variance is None:
+            raise InputError(
+                f"the network gives {out_channels} channels for images of {channels}: make them equal, or give "
+                "model.variance, which needs twice as many"
+            )
+        raise InputError(
+            f"a learned variance needs a network of {2 * channels} output channels, twice the images' {channels}, but "
+            f"this one gives {out_channels}: set model.network.out_channels to {2 * channels}, or leave model.variance out"
+        )
+
+
+def _beside(t: Tensor, x: Tensor) -> Tensor:
+    """t shaped to multiply x: [] for a shared time, [B, 1, 1, 1] for one a sample."""
+    return t if t.ndim == 0 else t.view(-1, *[1] * (x.ndim - 1))

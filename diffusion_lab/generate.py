@@ -37,7 +37,7 @@ def generate(
     indices: Sequence[int] | None = None,
     sampler: Sampler | str = "ddim",
     steps: int = 50,
-    spacing: Spacing = "trailing",
+    spacing: Spacing | None = None,
     guidance_scale: float = 1.0,
     clip_x0: bool | None = None,
     batch_size: int = 256,
@@ -55,7 +55,7 @@ def generate(
         indices: The index of each image, 0 to N - 1 unless given.
         sampler: A name or an object.
         steps: Steps of the walk.
-        spacing: How the steps are laid along the schedule.
+        spacing: How the steps are laid along the schedule; the schedule's own unless given.
         guidance_scale: 1 is no guidance, 0 unconditional.
         clip_x0: Clamp each estimate to the data range; unless given, where the space has one (pixels, not latents).
         batch_size: How many images are in memory at once.

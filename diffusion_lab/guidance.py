@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -54,7 +55,9 @@ class Guided:
             return self.denoiser(x_t, t, self.cond)
         both = self.denoiser(torch.cat([x_t, x_t]), t, self.cond)
         (x0, null_x0), (eps, null_eps) = both.x0.chunk(2), both.eps.chunk(2)
-        return Estimate(torch.lerp(null_x0, x0, self.scale), torch.lerp(null_eps, eps, self.scale))
+        # A variance is not extrapolated: it is the condition's own.
+        log_variance = None if both.log_variance is None else both.log_variance.chunk(2)[0]
+        return Estimate(torch.lerp(null_x0, x0, self.scale), torch.lerp(null_eps, eps, self.scale), log_variance)
 
 
 def check_scale(scale: float) -> None:
@@ -76,8 +79,8 @@ class Clipped:
         self.schedule = denoise.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
-        estimate = self.denoise(x_t, t).x0
+        estimate = self.denoise(x_t, t)
         # What is infinite stays so: clamped, a broken network would pass for a black or white image.
-        x0 = torch.where(estimate.isfinite(), estimate.clamp(*self.data_range), estimate)
+        x0 = torch.where(estimate.x0.isfinite(), estimate.x0.clamp(*self.data_range), estimate.x0)
         alpha, sigma = self.schedule(t)
-        return Estimate(x0, (x_t - alpha * x0) / sigma)
+        return replace(estimate, x0=x0, eps=(x_t - alpha * x0) / sigma)

@@ -17,15 +17,17 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from diffusion_lab.conditions import Conditioner, Conditions
 from diffusion_lab.configurable import Configurable, unrecorded
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.densities import Density
 from diffusion_lab.ema import EMA
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.generate import generate
 from diffusion_lab.noise import run_seed, training_generator
-from diffusion_lab.objectives import Density, Weighting
 from diffusion_lab.pipeline import sampling_options
 from diffusion_lab.predictions import Prediction
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import Space
+from diffusion_lab.variance import LearnedVariance
+from diffusion_lab.weightings import Weighting
 
 Weights = Literal["ema", "raw"]
 
@@ -51,6 +53,7 @@ class DiffusionModule(Configurable, LightningModule):
         drop_prob: float = 0.1,
         density: Density | None = None,
         weighting: Weighting | None = None,
+        variance: LearnedVariance | None = None,
         ema: EMA | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -60,11 +63,13 @@ class DiffusionModule(Configurable, LightningModule):
             network: The network, `network(x_t, network_time, cond)`.
             schedule: The noise schedule.
             space: Where diffusion happens: pixels or latents.
-            prediction: What the network's output estimates: EPSILON, X0, V or FLOW.
+            prediction: What the network's output estimates: EPSILON, X0, V, FLOW or MU.
             conditions: A conditioner for each name; none for an unconditional model.
             drop_prob: The probability that a training sample's conditions are replaced by null.
             density: The density of training times; uniform unless given.
-            weighting: The weight of each time's error; uniform in the output's space unless given.
+            weighting: The weight of each time's error; uniform in the output's space unless given, or L_hybrid with a
+                learned variance.
+            variance: How a second half of the network's output is read as a variance; there is none unless given.
             ema: The average of the weights; decay 0.9999 unless given.
             optimizer: The optimizer without its parameters; AdamW at 2e-4 unless given.
             lr_scheduler: The scheduler without its optimizer, stepped each step; 1000 steps of warm-up unless given.
@@ -74,7 +79,12 @@ class DiffusionModule(Configurable, LightningModule):
         """
         super().__init__()
         self.space = space
-        self.denoiser = Denoiser(network, schedule, prediction, density, weighting)
+        self.denoiser = Denoiser(network, schedule, prediction, density, weighting, variance)
+        if variance is not None and variance.levels is not None and space.data_range != (-1, 1):
+            raise InputError(
+                f"model.variance counts {variance.levels} levels from -1 to 1, but model.space has a data range of "
+                f"{space.data_range}: give model.variance.levels null"
+            )
         self.conditions = Conditions(conditions, drop_prob)
         self.conditions.check_embed_dim(getattr(network, "embed_dim", 0))
         self.ema = ema or EMA()

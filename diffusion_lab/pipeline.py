@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from diffusion_lab.conditions import Conditions
@@ -23,6 +23,7 @@ from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.files import atomic_folder, check_writable
 from diffusion_lab.generate import generate
 from diffusion_lab.samplers import Sampler
+from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, MEASURED = "model.safetensors", "config.json", "measured.json"
 FILES = {WEIGHTS, CONFIG, MEASURED}
+NETWORK, CONDITIONS = "denoiser.network", "conditions"
 
 
 class Pipeline:
@@ -63,7 +65,10 @@ class Pipeline:
         try:
             parts = config["init_args"]
             denoiser = Denoiser(
-                build(parts["network"], trust), build(parts["schedule"], trust), build(parts["prediction"])
+                build(parts["network"], trust),
+                build(parts["schedule"], trust),
+                build(parts["prediction"]),
+                variance=build(parts.get("variance"), trust),
             )
             conditions = Conditions(build(parts["conditions"], trust), parts["drop_prob"])
             space = build(parts["space"], trust)
@@ -95,6 +100,7 @@ class Pipeline:
         seed: int = 0,
         steps: int | None = None,
         sampler: Sampler | str | None = None,
+        spacing: Spacing | None = None,
         guidance_scale: float | None = None,
         clip_x0: bool | None = None,
         batch_size: int = 64,
@@ -109,6 +115,8 @@ class Pipeline:
             seed: With an image's place in the list it decides the image.
             steps: Steps of the walk; what the model was measured with unless given, or 50.
             sampler: "ddpm", "ddim", or an object such as `DDIM(eta=0.5)`; likewise, or "ddim".
+            spacing: How the steps are laid along the schedule, by a name from `NoiseSchedule.times`; likewise, or the
+                schedule's own.
             guidance_scale: 1 is no guidance; likewise, or 1.
             clip_x0: Clamp each estimate to the data range; in pixel space unless given.
             batch_size: Images in memory at once.
@@ -122,7 +130,7 @@ class Pipeline:
         """
         if output_type not in ("uint8", "pil"):
             raise unknown("output_type", output_type, ["uint8", "pil"])
-        given = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale}
+        given = {"steps": steps, "sampler": sampler, "spacing": spacing, "guidance_scale": guidance_scale}
         images = generate(
             self._denoiser,
             self._conditions,
@@ -144,9 +152,8 @@ class Pipeline:
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights, by the names they have in a checkpoint folder."""
-        parts = {"denoiser": self._denoiser, "conditions": self._conditions}
-        return {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
+        """The weights, by the names they have in a checkpoint folder; what only training needs is not among them."""
+        return {f"{part}.{key}": value for part, module in self._parts() for key, value in module.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Take in the weights that came from `path`; raises InputError if they are another model's."""
@@ -158,9 +165,12 @@ class Pipeline:
                 f"the weights in {path} do not fit their config, {wrong[0]} first of {len(wrong)}: "
                 "the file is another model's, or of another version"
             )
-        for part, module in {"denoiser": self._denoiser, "conditions": self._conditions}.items():
+        for part, module in self._parts():
             prefix = f"{part}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        return [(NETWORK, self._denoiser.network), (CONDITIONS, self._conditions)]
 
     def __repr__(self) -> str:
         count = sum(value.numel() for value in self.state_dict().values())
@@ -263,7 +273,7 @@ def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
     config = {"class_path": record["class_path"], "init_args": arguments}
     pipe = Pipeline.from_config(config, record.get("measured"), trust)
     prefix = "ema.copies." if weights == "ema" else ""
-    names = tuple(f"{prefix}{part}." for part in ("denoiser", "conditions"))
+    names = tuple(f"{prefix}{part}." for part in (NETWORK, CONDITIONS))
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(names)}
     pipe.load_state_dict(state, path)
     return pipe
@@ -297,7 +307,7 @@ def check_target(path: Path, overwrite: bool) -> None:
 
 def check_recorded(config: Mapping[str, Any]) -> None:
     """Raise InputError if a module's config lacks what made one of the parts that `load` rebuilds."""
-    parts = [config["init_args"][part] for part in ("network", "schedule", "space", "conditions")]
+    parts = [config["init_args"].get(part) for part in ("network", "schedule", "space", "conditions", "variance")]
     if missing := unrecorded(parts):
         raise InputError(
             f"the arguments of {missing[0]} were not recorded, so that nobody could load what would be saved: derive "

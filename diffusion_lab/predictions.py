@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.errors import InputError, unknown
-
-if TYPE_CHECKING:
-    from diffusion_lab.schedules import NoiseSchedule
+from diffusion_lab.schedules import NoiseSchedule
+from diffusion_lab.table_schedule import TableSchedule
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,43 @@ class Estimate:
     Attributes:
         x0: [B, C, H, W], the posterior mean of the clean image.
         eps: [B, C, H, W], the posterior mean of the noise.
+        log_variance: [B, C, H, W], the logarithm of the variance of the row before given x_t, where it is learned.
     """
 
     x0: Tensor
     eps: Tensor
+    log_variance: Tensor | None = None
+
+
+class System(NamedTuple):
+    """The two equations of one time: x_t = alpha x0 + sigma eps, and output = a x0 + b eps.
+
+    Each coefficient is of the shape that its time had.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    a: Tensor
+    b: Tensor
+
+    def mix(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """x_t = alpha x0 + sigma eps."""
+        return self.alpha * x0 + self.sigma * eps
+
+    def target(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """What the network is trained to output: a x0 + b eps."""
+        return self.a * x0 + self.b * eps
+
+    def determinant(self) -> Tensor:
+        """d = a sigma - b alpha: where it is 0, the output says nothing that x_t does not."""
+        return self.a * self.sigma - self.b * self.alpha
+
+    def solve(self, output: Tensor, x_t: Tensor) -> Estimate:
+        """The estimate: x0 = (sigma output - b x_t) / d and eps = (a x_t - alpha output) / d."""
+        d = self.determinant()
+        return Estimate(
+            x0=(self.sigma / d) * output - (self.b / d) * x_t, eps=(self.a / d) * x_t - (self.alpha / d) * output
+        )
 
 
 class Prediction(Enum):
@@ -37,14 +69,17 @@ class Prediction(Enum):
     | X0 | 1 | 0 | DDPM, section 3.2 |
     | V | -sigma | alpha | progressive distillation, arXiv 2202.00512, appendix D |
     | FLOW | -1 | 1 | rectified flow, arXiv 2209.03003: the velocity eps - x0 |
+    | MU | c0 + ct alpha | ct sigma | DDPM's mu-tilde, eq. 7: the posterior mean c0 x0 + ct x_t of the row before |
 
-    With x_t = alpha x0 + sigma eps that is a 2x2 system, solved here once for all of them.
+    With x_t = alpha x0 + sigma eps that is a 2x2 system, solved in one place for all of them. EDM's network F is
+    -V on a `KarrasSchedule`. MU is of tables, which have a row before.
     """
 
     EPSILON = "epsilon"
     X0 = "x0"
     V = "v"
     FLOW = "flow"
+    MU = "mu"
 
     @classmethod
     def parse(cls, prediction: Prediction | str) -> Prediction:
@@ -55,44 +90,55 @@ class Prediction(Enum):
             raise unknown("prediction", prediction, cls.__members__)
         return cls[str(prediction).upper()]
 
-    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, b) at the signal and noise levels `alpha` and `sigma`, in their shape."""
+    def system(self, schedule: NoiseSchedule, t: Tensor) -> System:
+        """The coefficients at times t of any shape; shaped to broadcast with images, they apply to them."""
+        alpha, sigma = schedule(t)
         zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
         match self:
             case Prediction.EPSILON:
-                return zero, one
+                return System(alpha, sigma, zero, one)
             case Prediction.X0:
-                return one, zero
+                return System(alpha, sigma, one, zero)
             case Prediction.V:
-                return -sigma, alpha
+                return System(alpha, sigma, -sigma, alpha)
             case Prediction.FLOW:
-                return -one, one
-
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network is trained to output: a x0 + b eps."""
-        a, b = self.coefficients(alpha, sigma)
-        return a * x0 + b * eps
-
-    def solve(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Estimate:
-        """Read the estimate from the network's output.
-
-        From a x0 + b eps = output and alpha x0 + sigma eps = x_t, with d = a sigma - b alpha:
-        x0 = (sigma output - b x_t) / d and eps = (a x_t - alpha output) / d.
-        """
-        a, b = self.coefficients(alpha, sigma)
-        d = a * sigma - b * alpha
-        return Estimate(x0=(sigma / d) * output - (b / d) * x_t, eps=(a / d) * x_t - (alpha / d) * output)
+                return System(alpha, sigma, -one, one)
+            case Prediction.MU:
+                assert isinstance(schedule, TableSchedule)  # `check` has refused others
+                c0, ct, _ = schedule.posterior(t, schedule.row_before(t))
+                return System(alpha, sigma, c0 + ct * alpha, ct * sigma)
 
     def check(self, schedule: NoiseSchedule) -> None:
-        """Refuse a schedule at whose noisiest time the output says nothing about x0.
+        """Refuse a schedule on which the output does not tell x0 at every time that is trained or sampled.
 
         Raises:
-            InputError: The 2x2 determinant vanishes at t = 1, as it does for EPSILON where alpha is zero.
+            InputError: The 2x2 determinant vanishes where a walk starts, as it does for EPSILON where alpha is zero; or
+                it is MU and there is no row before.
         """
-        alpha, sigma = schedule(torch.ones((), dtype=torch.float64))
-        a, b = self.coefficients(alpha, sigma)
-        if abs(float(a * sigma - b * alpha)) < 1e-12:
+        if not self._has_a_row_before(schedule):
             raise InputError(
-                f"prediction {self.name} cannot recover x0 at t = 1, where this schedule has alpha = {float(alpha):g} "
-                "(zero terminal SNR): use V, X0 or FLOW"
+                f"prediction {self.name} is the posterior mean of the row before, and {type(schedule).__name__} has "
+                f"no rows: use {self._alternatives(schedule)}, or a TableSchedule"
             )
+        if not self._tells_x0(schedule):
+            alpha, _ = schedule(_start(schedule))
+            raise InputError(
+                f"prediction {self.name} cannot recover x0 at t = {schedule.start:g}, where this schedule has alpha = "
+                f"{float(alpha):.1g} (zero terminal SNR): use {self._alternatives(schedule)}"
+            )
+
+    def _has_a_row_before(self, schedule: NoiseSchedule) -> bool:
+        return self is not Prediction.MU or isinstance(schedule, TableSchedule)
+
+    def _tells_x0(self, schedule: NoiseSchedule) -> bool:
+        """Whether the determinant is not 0 at the noisiest time; elsewhere alpha and sigma are not 0."""
+        return abs(float(self.system(schedule, _start(schedule)).determinant())) >= 1e-12
+
+    @classmethod
+    def _alternatives(cls, schedule: NoiseSchedule) -> str:
+        names = [p.name for p in cls if p._has_a_row_before(schedule) and p._tells_x0(schedule)]
+        return ", ".join(names[:-1]) + f" or {names[-1]}"
+
+
+def _start(schedule: NoiseSchedule) -> Tensor:
+    return torch.tensor(schedule.start, dtype=torch.float64)

@@ -71,9 +71,9 @@ class Sampler(Configurable, ABC):
 class DDPM(Sampler):
     r"""Ancestral sampling from the posterior (DDPM, arXiv 2006.11239, eqs. 6-7, for any s < t).
 
-    With q(x_t | x_s) = N(r x_s, v), r = alpha_t / alpha_s and v = sigma_t^2 - r^2 sigma_s^2:
-    x_s = (r sigma_s^2 x_t + alpha_s v x0) / sigma_t^2 + std z, where std^2 is the posterior's v sigma_s^2 / sigma_t^2
-    ("small") or v itself ("large", the paper's beta). The last step, to s = 0, adds no noise.
+    x_s = c0 x0 + ct x_t + std z, where std^2 is the variance of the posterior q(x_s | x_t, x0) = N(c0 x0 + ct x_t, ...)
+    ("small") or of the transition q(x_t | x_s) ("large", the paper's beta); `NoiseSchedule` has both. The last step, to
+    s = 0, adds no noise.
     """
 
     def __init__(self, variance: Literal["small", "large"] = "small") -> None:
@@ -93,13 +93,12 @@ class DDPM(Sampler):
     ) -> Tensor:
         estimate = denoise(x_t, t)
         history.append((t, estimate))
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = denoise.schedule(t), denoise.schedule(s)
-        r = alpha_t / alpha_s
-        v = sigma_t**2 - r**2 * sigma_s**2
-        mean = (r * sigma_s**2 / sigma_t**2) * x_t + (alpha_s * v / sigma_t**2) * estimate.x0
+        c0, ct, variance = denoise.schedule.posterior(t, s)
+        mean = ct * x_t + c0 * estimate.x0
         if s == 0:
             return mean
-        variance = v * sigma_s**2 / sigma_t**2 if self.variance == "small" else v
+        if self.variance == "large":
+            _, variance = denoise.schedule.transition(t, s)
         return mean + variance.sqrt() * noise()
 
 
@@ -128,11 +127,10 @@ class DDIM(Sampler):
     ) -> Tensor:
         estimate = denoise(x_t, t)
         history.append((t, estimate))
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = denoise.schedule(t), denoise.schedule(s)
+        alpha_s, sigma_s = denoise.schedule(s)
         if self.eta == 0 or s == 0:
             return alpha_s * estimate.x0 + sigma_s * estimate.eps
-        v = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2
-        variance = self.eta**2 * v * sigma_s**2 / sigma_t**2
+        variance = self.eta**2 * denoise.schedule.posterior(t, s)[2]
         direction = (sigma_s**2 - variance).clamp(min=0).sqrt()
         return alpha_s * estimate.x0 + direction * estimate.eps + variance.sqrt() * noise()
 

@@ -1,13 +1,14 @@
 """How much signal and how much noise an image holds at each time: x_t = alpha x0 + sigma eps.
 
-Time runs in [0, 1]; 0 is clean data, 1 is noise.
+Time runs in [0, 1]; 0 is clean data, 1 is noise. Here are what every schedule shares and the continuous ones; schedules
+of discrete rows are in `table_schedule`.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,14 +16,23 @@ from torch import Tensor
 from diffusion_lab.configurable import Configurable
 from diffusion_lab.errors import InputError, unknown
 
-Spacing = Literal["trailing", "leading", "linspace"]
+Spacing = Literal["trailing", "leading", "linspace", "quadratic", "karras", "log_snr", "exponential"]
 
 
 class NoiseSchedule(Configurable, ABC):
     """`schedule(t) -> (alpha, sigma)`: the signal and noise levels at times t, of any shape.
 
     Results are float32, or float64 where t is: a schedule is never computed in half precision.
+
+    Attributes:
+        start: The time at which a walk begins: 1, except where that is infinite noise.
+        ends: The earliest and the latest time between which steps are laid in sigma or in log-SNR, finite at both.
+        default_spacing: How `times` lays its steps unless told.
     """
+
+    start: float = 1.0
+    ends: tuple[float, float] = (1e-3, 1.0)
+    default_spacing: Spacing = "trailing"
 
     @abstractmethod
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,157 +43,246 @@ class NoiseSchedule(Configurable, ABC):
         """What a network is told of t, in t's shape."""
 
     @abstractmethod
-    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
-        """The [steps + 1] float64 times, falling from noise to exactly 0, that a sampler walks."""
-
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2), infinite at t = 0."""
-        alpha, sigma = self(t)
-        return 2 * (alpha.log() - sigma.log())
+        """lambda = log(alpha^2 / sigma^2), infinite at t = 0."""
+
+    @abstractmethod
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        """The time of a log-SNR, the inverse of `log_snr`; the nearest end of [0, 1] for one that is never reached."""
+
+    @abstractmethod
+    def log_snr_slope(self, t: Tensor) -> Tensor:
+        """d lambda / dt, negative everywhere in 0 < t < 1."""
+
+    def vlb_weight(self, t: Tensor) -> Tensor:
+        """The weight of the squared error of x0 in the variational bound, in nats: -SNR'(t) / 2.
+
+        Averaged over uniform t it gives the diffusion loss (VDM, arXiv 2107.00630, eq. 15).
+        """
+        return -0.5 * self.log_snr_slope(t) * self.log_snr(t).exp()
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest time at or after t at which a network is trained; t itself for a continuous schedule."""
         return t
 
-
-class TableSchedule(NoiseSchedule):
-    r"""T discrete noise levels: row i has alpha_i^2 = prod_{j <= i} (1 - beta_j) and sigma_i^2 = 1 - alpha_i^2.
-
-    Row i, from 1 to T, stands at t = i / T and t = 0 is exactly clean. Between rows log-SNR is linear in t; below row
-    1, and above the last row before one of zero SNR, alpha and sigma are. A network is told i - 1, the index that
-    every public table-trained network expects.
-
-    The tables:
-
-    - "linear": beta from 1e-4 to 0.02 in equal steps at T = 1000, and in proportion to 1000 / T otherwise
-      (DDPM, arXiv 2006.11239, section 4; improved DDPM, arXiv 2102.09672, for other T).
-    - "squaredcos_cap_v2": alpha_i^2 = f(i / T) / f(0) with f(u) = cos^2((u + 0.008) / 1.008 * pi / 2) and
-      beta <= 0.999 (improved DDPM, eq. 17).
-    """
-
-    def __init__(
-        self, betas: Literal["linear", "squaredcos_cap_v2"] | list[float] = "squaredcos_cap_v2", steps: int = 1000
-    ) -> None:
-        """
-        Args:
-            betas: The name of a table, or the T values themselves, each in (0, 1].
-            steps: T, the number of rows of a named table; a list has its own length.
-
-        Raises:
-            InputError: The name is unknown, T is below 1, or a value lies outside (0, 1].
-        """
-        table = beta_table(betas, steps) if isinstance(betas, str) else torch.tensor(betas, dtype=torch.float64)
-        if table.ndim != 1 or len(table) == 0 or not bool(((table > 0) & (table <= 1)).all()):
-            raise InputError("betas must be a list of at least one number in (0, 1]")
-        self.betas = table
-        self.alphas = 1 - table
-        self.alphas_cumprod = torch.cumprod(self.alphas, 0)
-        self._by_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def __len__(self) -> int:
-        """T, the number of noisy rows."""
-        return len(self.betas)
-
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_row, sigma_row, half_log_snr = self._tables(t)
-        row, fraction = self._row(t)
-        upper = (row + 1).clamp(max=len(self))
-        on_row = fraction == 0
-        alpha, sigma = alpha_row[row], sigma_row[row]
-        if bool(on_row.all()) if t.device.type == "cpu" else False:  # on a GPU the question would cost a wait
-            return alpha, sigma
-        log_linear = torch.lerp(half_log_snr[row], half_log_snr[upper], fraction)
-        linear = ~torch.isfinite(half_log_snr[row] + half_log_snr[upper])
-        return (
-            torch.where(
-                on_row,
-                alpha,
-                torch.where(linear, torch.lerp(alpha, alpha_row[upper], fraction), (2 * log_linear).sigmoid().sqrt()),
-            ),
-            torch.where(
-                on_row,
-                sigma,
-                torch.where(linear, torch.lerp(sigma, sigma_row[upper], fraction), (-2 * log_linear).sigmoid().sqrt()),
-            ),
-        )
-
-    def network_time(self, t: Tensor) -> Tensor:
-        row, fraction = self._row(t)
-        return (row + fraction - 1).clamp(min=0)
-
-    def snap(self, t: Tensor) -> Tensor:
-        """ceil(t T) / T: the row at or after t, and row 1 for t = 0."""
-        row, fraction = self._row(t)
-        return (row + (fraction > 0)).clamp(min=1).to(fraction.dtype) / len(self)
-
     def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """q(x_t | x_s) = N(mean * x_s, variance) for s < t: the pair (alpha_t / alpha_s, variance).
+        """q(x_t | x_s) = N(ratio x_s, variance) for s < t: the pair (alpha_t / alpha_s, variance).
 
         variance = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 (VDM, arXiv 2107.00630, eq. 3); for neighbouring rows
-        it is beta_t.
+        of a table it is beta_t.
         """
-        alpha_t, sigma_t = self(t)
-        alpha_s, sigma_s = self(s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self(t), self(s)
         ratio = alpha_t / alpha_s
         return ratio, sigma_t**2 - ratio**2 * sigma_s**2
 
-    def times(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
-        """The rows a sampler visits, as times, and then 0. The integers are those of diffusers' schedulers.
+    def posterior(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q(x_s | x_t, x0) = N(c0 x0 + ct x_t, variance) for s < t: the triple (c0, ct, variance).
+
+        With ratio r and variance v of the transition: c0 = alpha_s v / sigma_t^2, ct = r sigma_s^2 / sigma_t^2 and
+        variance = v sigma_s^2 / sigma_t^2 (DDPM, arXiv 2006.11239, eqs. 6-7, for any s < t).
+        """
+        (_, sigma_t), (alpha_s, sigma_s) = self(t), self(s)
+        r, v = self.transition(t, s)
+        return alpha_s * v / sigma_t**2, r * sigma_s**2 / sigma_t**2, v * sigma_s**2 / sigma_t**2
+
+    def times(self, steps: int, spacing: Spacing | None = None, rho: float = 7.0) -> Tensor:
+        r"""The [steps + 1] float64 times, falling from noise to exactly 0, that a sampler walks.
+
+        Evenly in t, for a schedule that starts at 1 and where N = steps, i = 0 .. N - 1:
+
+        - "trailing": 1 - i / N, so that it starts at pure noise (arXiv 2305.08891). In a table the rows
+          round(T - i T / N); the integers of diffusers' DDIM, DDPM, Euler and UniPC schedulers.
+        - "leading": from 1 - 1 / N down in steps of 1 / N to the earliest time, `ends[0]`. In a table the rows
+          i floor(T / N) + 1; the integers of diffusers' DDIM with steps_offset 0, and of the original DDIM.
+        - "linspace": evenly from 1 to the earliest time, both included. In a table the rows 1 + round(i (T - 1) /
+          (N - 1)); the integers of diffusers' DDIM, DDPM and PNDM, the times of its Euler and of FlowMatchEuler.
+        - "quadratic": earliest + (1 - earliest) (i / (N - 1))^2 (DDIM, arXiv 2010.02502, appendix D.2). In a table the
+          rows 1 + floor((T - 1) (i / (N - 1))^2), moved up where two would coincide; the integers of the authors'
+          code, but that theirs end at 0.8 T. diffusers has none.
+
+        Evenly in a function of sigma / alpha, between the two `ends`, then starting from `start`:
+
+        - "karras": (sigma / alpha)^(1 / rho) in equal steps (arXiv 2206.00364, eq. 5). The times of diffusers' Euler
+          scheduler with use_karras_sigmas and linspace; DPMSolverMultistep rounds the same to integers.
+        - "log_snr" or "exponential": log-SNR in equal steps, so that sigma / alpha falls exponentially (DPM-Solver,
+          arXiv 2206.00927). diffusers has it under two names, use_lu_lambdas, rounded to integers in
+          DPMSolverMultistep, and use_exponential_sigmas, as k-diffusion calls it.
 
         Args:
-            steps: The number of steps, from 1 to T.
-            spacing: "trailing": round(T - i T / steps), always starting at pure noise (arXiv 2305.08891);
-                "leading": i floor(T / steps) + 1, the original DDIM's; "linspace": rows 1 to T evenly, both included.
+            steps: The number of steps.
+            spacing: One of the names above; the schedule's own unless given.
+            rho: Of "karras": greater takes shorter steps near the data.
 
         Raises:
-            InputError: steps lies outside 1..T, or the spacing is unknown.
+            InputError: There are too few or too many steps, or the spacing is unknown.
         """
-        total = len(self)
-        if not 1 <= steps <= total:
-            raise InputError(f"steps must be from 1 to {total}, the rows of the schedule: got {steps}")
-        index = torch.arange(steps, dtype=torch.float64)
+        if steps < 1:
+            raise InputError(f"steps must be at least 1: got {steps}")
+        spacing = spacing or self.default_spacing
+        fall = torch.linspace(0, 1, steps, dtype=torch.float64)
+        first, last = self.log_snr(torch.tensor(self.ends, dtype=torch.float64)).flip(0)
+        match spacing:
+            case "trailing" | "leading" | "linspace" | "quadratic":
+                times = self._even_times(steps, spacing)
+            case "karras":
+                if not 0 < rho < math.inf:
+                    raise InputError(f"rho must be positive: got {rho}")
+                sigma = torch.lerp((-first / 2 / rho).exp(), (-last / 2 / rho).exp(), fall) ** rho
+                times = self.time_at(-2 * sigma.log())
+                times[0] = self.start
+            case "log_snr" | "exponential":
+                times = self.time_at(torch.lerp(first, last, fall))
+                times[0] = self.start
+            case _:
+                raise unknown("spacing", spacing, get_args(Spacing))
+        return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
+    def _even_times(self, steps: int, spacing: Spacing) -> Tensor:
+        """The [steps] times of a spacing that is even in t, or in its root."""
+        fall = torch.arange(steps, dtype=torch.float64) / steps
+        earliest, start = self.ends[0], self.start
         match spacing:
             case "trailing":
-                rows = (total - index * (total / steps)).round()
+                return start * (1 - fall)
             case "leading":
-                rows = (index * (total // steps) + 1).flip(0)
+                return start * (1 - 1 / steps - fall).clamp(min=0) + min(earliest, start / steps)
             case "linspace":
-                rows = torch.linspace(0, total - 1, steps, dtype=torch.float64).round().flip(0) + 1
+                return torch.linspace(start, earliest, steps, dtype=torch.float64)
             case _:
-                raise unknown("spacing", spacing, ["trailing", "leading", "linspace"])
-        return torch.cat([rows / total, torch.zeros(1, dtype=torch.float64)])
-
-    def _tables(self, t: Tensor) -> Tensor:
-        """[3, T + 1] of alpha, sigma and log(alpha / sigma), row 0 clean, in t's precision on its device."""
-        key = (t.device, torch.promote_types(t.dtype, torch.float32))
-        if key not in self._by_device:
-            clean = torch.ones(1, dtype=torch.float64)
-            squared = torch.cat([clean, self.alphas_cumprod])
-            alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
-            self._by_device[key] = torch.stack([alpha, sigma, (alpha / sigma).log()]).to(*key)
-        return self._by_device[key]
-
-    def _row(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """t T as a whole row and the fraction above it; a rounding error away from a row counts as on it."""
-        position = t.to(torch.promote_types(t.dtype, torch.float32)) * len(self)
-        nearest = position.round()
-        tolerance = 8 * torch.finfo(position.dtype).eps * len(self)
-        position = torch.where((position - nearest).abs() <= tolerance, nearest, position).clamp(0, len(self))
-        row = position.floor()
-        return row.long(), position - row
+                return earliest + (start - earliest) * torch.linspace(1, 0, steps, dtype=torch.float64) ** 2
 
 
-def beta_table(name: str, steps: int) -> Tensor:
-    """The [steps] float64 betas of a named table; `TableSchedule` gives the formulas."""
-    if steps < 1:
-        raise InputError(f"a table needs at least 1 step: got {steps}")
-    match name:
-        case "linear":
-            scale = 1000 / steps
-            return torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64).clamp(max=0.999)
-        case "squaredcos_cap_v2":
-            u = torch.arange(steps + 1, dtype=torch.float64) / steps
-            f = ((u + 0.008) / 1.008 * math.pi / 2).cos() ** 2
-            return (1 - f[1:] / f[:-1]).clamp(max=0.999)
-        case _:
-            raise unknown("beta table", name, ["linear", "squaredcos_cap_v2"])
+class CosineSchedule(NoiseSchedule):
+    r"""log-SNR = -2 log tan(pi t / 2) + 2 log(shift), and alpha^2 + sigma^2 = 1 (simple diffusion, arXiv 2301.11093).
+
+    At shift 1 alpha = cos(pi t / 2) and sigma = sin(pi t / 2). A shift below 1 puts more noise at each time, as larger
+    images need: base / size, where `base` is the side of the images that shift 1 suits (64 in section 3.1). A network
+    is told 1000 t.
+    """
+
+    def __init__(self, shift: float = 1.0, log_snr_min: float = -15.0) -> None:
+        """
+        Args:
+            shift: The factor of alpha / sigma at each time.
+            log_snr_min: log-SNR at t = 1 before the shift, to which t is rescaled; -inf for pure noise, which
+                EPSILON cannot be trained on.
+
+        Raises:
+            InputError: The shift is not positive, or log_snr_min is not negative.
+        """
+        if not 0 < shift < math.inf or not log_snr_min < 0:
+            raise InputError(f"a cosine schedule needs shift > 0 and log_snr_min < 0: got {shift} and {log_snr_min}")
+        self.shift = shift
+        # math.exp has no value this large, and tan none beyond it that differs.
+        self._stretch = 1.0 if log_snr_min < -600 else math.atan(math.exp(-log_snr_min / 2)) / (math.pi / 2)
+        if self._stretch == 1:
+            self.ends = (1e-3, 1 - 1e-3)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._arc(t)
+        length = torch.hypot(self.shift * cos, sin)
+        return self.shift * cos / length, sin / length
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 1000 * _full(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        cos, sin = self._arc(t)
+        return 2 * (cos.log() - sin.log() + math.log(self.shift))
+
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        angle = (self.shift * (-_full(log_snr) / 2).exp()).atan()
+        return (angle / (math.pi / 2 * self._stretch)).clamp(0, 1)
+
+    def log_snr_slope(self, t: Tensor) -> Tensor:
+        cos, sin = self._arc(t)
+        return -math.pi * self._stretch / (sin * cos)
+
+    def _arc(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the angle that t stands at; cos as a sine, because near a right angle it loses its digits."""
+        t = _full(t)
+        # (1 - stretch t) from (1 - t), which is exact near 1.
+        rest = (1 - t) + (1 - self._stretch) * t
+        return (math.pi / 2 * rest).sin(), (math.pi / 2 * self._stretch * t).sin()
+
+
+class KarrasSchedule(CosineSchedule):
+    """EDM's noise levels (arXiv 2206.00364) in this notation, for data divided by its deviation sigma_data.
+
+    With s = sigma_EDM / sigma_data: alpha = 1 / sqrt(1 + s^2), sigma = s alpha and t = (2 / pi) atan(s), which is the
+    arc of the cosine schedule. No level is cut off: a walk goes from sigma_max to sigma_min, and training goes where
+    its density does, which is `LogNormal` in EDM. A network is told ln(sigma_EDM) / 4. EDM's preconditioned network F
+    is exactly -v, so prediction V with uniform weights is EDM; use `PixelSpace(deviation=sigma_data)`.
+    """
+
+    default_spacing: Spacing = "karras"
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> None:
+        """
+        Args:
+            sigma_min: The last noise level of a walk before clean data, in EDM's units.
+            sigma_max: The first.
+            sigma_data: The deviation of the data before it was divided by it.
+
+        Raises:
+            InputError: The levels are not positive and ascending.
+        """
+        if not 0 < sigma_min < sigma_max < math.inf or not 0 < sigma_data < math.inf:
+            raise InputError(
+                "a Karras schedule needs 0 < sigma_min < sigma_max and sigma_data > 0: got "
+                f"{sigma_min}, {sigma_max} and {sigma_data}"
+            )
+        super().__init__(log_snr_min=-math.inf)
+        self.sigma_data = sigma_data
+        earliest, latest = (math.atan(sigma / sigma_data) / (math.pi / 2) for sigma in (sigma_min, sigma_max))
+        self.ends, self.start = (earliest, latest), latest
+
+    def network_time(self, t: Tensor) -> Tensor:
+        # Clamped beyond what float32 tells apart from t = 0 and 1, where the logarithm is infinite.
+        return ((-self.log_snr(t) / 2).clamp(-20, 20) + math.log(self.sigma_data)) / 4
+
+
+class FlowSchedule(NoiseSchedule):
+    """Rectified flow: alpha = 1 - sigma, with sigma = shift t / (1 + (shift - 1) t) (SD3, arXiv 2403.03206, eq. 23).
+
+    At shift 1 sigma = t (arXiv 2209.03003). For images of m pixels where shift 1 suits n, the paper's shift is
+    sqrt(m / n); SD3 uses 3 at 1024 x 1024. A network is told 1000 sigma, so that it can be sampled with another shift.
+    """
+
+    ends = (1e-3, 1 - 1e-3)
+
+    def __init__(self, shift: float = 1.0) -> None:
+        """
+        Args:
+            shift: Greater than 1 puts more noise at each time.
+
+        Raises:
+            InputError: The shift is not positive.
+        """
+        if not 0 < shift < math.inf:
+            raise InputError(f"a flow schedule needs shift > 0: got {shift}")
+        self.shift = shift
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = _full(t)
+        scale = 1 + (self.shift - 1) * t
+        return (1 - t) / scale, self.shift * t / scale
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 1000 * self(t)[1]
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        t = _full(t)
+        return 2 * ((1 - t).log() - t.log() - math.log(self.shift))
+
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        return (-_full(log_snr) / 2 - math.log(self.shift)).sigmoid()
+
+    def log_snr_slope(self, t: Tensor) -> Tensor:
+        t = _full(t)
+        return -2 / (t * (1 - t))
+
+
+def _full(t: Tensor) -> Tensor:
+    """t in at least float32."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))

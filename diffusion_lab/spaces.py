@@ -35,27 +35,31 @@ class Space(Configurable, ABC):
 
 
 class PixelSpace(Space):
-    """Pixels themselves, scaled from 0..255 to [-1, 1]: z = image / 127.5 - 1."""
+    """Pixels themselves, from 0..255 to [-1, 1], over a deviation: z = (image / 127.5 - 1) / deviation."""
 
-    data_range = (-1.0, 1.0)
-
-    def __init__(self, image_shape: Sequence[int]) -> None:
+    def __init__(self, image_shape: Sequence[int], deviation: float = 1.0) -> None:
         """
         Args:
             image_shape: Channels, height and width of an image.
+            deviation: What pixels in [-1, 1] are divided by; their standard deviation, EDM's sigma_data of 0.5, makes
+                it 1.
 
         Raises:
-            InputError: There are not three positive numbers.
+            InputError: There are not three positive numbers, or the deviation is not positive.
         """
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise InputError(f"image_shape must be [channels, height, width], all positive: got {list(image_shape)}")
+        if not 0 < deviation < float("inf"):
+            raise InputError(f"deviation must be a positive number: got {deviation}")
         self.image_shape = self.shape = tuple(image_shape)
+        self.deviation = deviation
+        self.data_range = (-1 / deviation, 1 / deviation)
 
     def encode(self, images: Tensor) -> Tensor:
-        return images.float() / 127.5 - 1
+        return (images.float() / 127.5 - 1) / self.deviation
 
     def decode(self, z: Tensor) -> Tensor:
-        return z
+        return z * self.deviation
 
 
 def to_uint8(images: Tensor) -> Tensor:

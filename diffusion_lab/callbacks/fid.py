@@ -43,7 +43,7 @@ class FIDCallback(WritesFiles):
         reference: Split = "train",
         sampler: Sampler | str = "ddim",
         steps: int = 50,
-        spacing: Spacing = "trailing",
+        spacing: Spacing | None = None,
         guidance_scale: float = 1.0,
         seed: int = 0,
         weights: Weights = "ema",
@@ -57,7 +57,7 @@ class FIDCallback(WritesFiles):
             reference: The real images they are compared with: train, validation or all.
             sampler: A name or an object.
             steps: Steps of a walk.
-            spacing: How the steps are laid along the schedule.
+            spacing: How the steps are laid along the schedule; the schedule's own unless given.
             guidance_scale: 1 is no guidance.
             seed: The seed of the samples, the same at each validation.
             weights: "ema" or "raw".
@@ -104,7 +104,9 @@ class FIDCallback(WritesFiles):
         if not isinstance(pl_module, DiffusionModule) or not isinstance(datamodule, Unconditional):
             raise InputError("the FID callback needs a DiffusionModule, and a DataModule of diffusion_lab.data")
         # What would fail after the first epoch fails here.
-        pl_module.denoiser.schedule.times(self.steps, self.spacing)
+        schedule = pl_module.denoiser.schedule
+        schedule.times(self.steps, self.spacing)
+        self.sampling["spacing"] = self.spacing or schedule.default_spacing
         check_scale(self.sampling["guidance_scale"])
         pl_module.conditions.check_scale(self.sampling["guidance_scale"])
         if datamodule is not self._real_of:

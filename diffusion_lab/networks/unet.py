@@ -21,7 +21,7 @@ from diffusion_lab.networks.layers import (
 
 
 class UNet(Configurable, nn.Module):
-    """Residual blocks down and up with skips: `unet(x_t, network_time, cond) -> output`, in x_t's shape.
+    """Residual blocks down and up with skips: `unet(x_t, network_time, cond) -> output`, of x_t's height and width.
 
     Levels halve the resolution; level 0 is the input's. `cond.concat` joins the input's channels and `cond.embed` is
     added to the time embedding.
@@ -37,6 +37,7 @@ class UNet(Configurable, nn.Module):
         channels_per_head: int = 32,
         embed_dim: int = 256,
         concat_channels: int = 0,
+        out_channels: int | None = None,
     ) -> None:
         """
         Args:
@@ -48,12 +49,15 @@ class UNet(Configurable, nn.Module):
             channels_per_head: Channels of one attention head.
             embed_dim: Length of the time-and-condition embedding.
             concat_channels: Channels that conditions add to the input.
+            out_channels: Channels of the output; those of the image unless given, and twice as many for a learned
+                variance.
 
         Raises:
             InputError: A number is not positive, or a level does not exist.
         """
         super().__init__()
-        if min(channels, width, blocks, channels_per_head, embed_dim, *multipliers) < 1 or width % 2:
+        self.channels, self.out_channels = channels, channels if out_channels is None else out_channels
+        if min(channels, self.out_channels, width, blocks, channels_per_head, embed_dim, *multipliers) < 1 or width % 2:
             raise InputError("every size of a U-Net must be positive, and its width even")
         if any(level not in range(len(multipliers)) for level in attention_levels):
             raise InputError(
@@ -89,7 +93,8 @@ class UNet(Configurable, nn.Module):
             if level > 0:
                 self.up.append(Upsample(current))
 
-        self.leave = nn.Sequential(group_norm(width), nn.SiLU(), zero_init(nn.Conv2d(width, channels, 3, padding=1)))
+        last = zero_init(nn.Conv2d(width, self.out_channels, 3, padding=1))
+        self.leave = nn.Sequential(group_norm(width), nn.SiLU(), last)
 
     def forward(self, x_t: Tensor, network_time: Tensor, cond: Cond) -> Tensor:
         """

@@ -1,0 +1,91 @@
+"""The variance of a step, learned from a second half of the network's output."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.configurable import Configurable
+from diffusion_lab.errors import InputError, unknown
+from diffusion_lab.predictions import Estimate
+from diffusion_lab.table_schedule import TableSchedule
+
+
+class LearnedVariance(Configurable):
+    """Reads the logarithm of p(x_{i-1} | x_i)'s variance from C more output channels, and has the bound to train it.
+
+    "range": log variance = f log beta + (1 - f) log beta-tilde with f = (output + 1) / 2, between the two bounds that
+    the true one lies in (improved DDPM, arXiv 2102.09672, eq. 15). "diagonal": the output itself, without bounds (DDPM,
+    arXiv 2006.11239, Table 2).
+    """
+
+    def __init__(self, kind: Literal["range", "diagonal"] = "range", levels: int | None = 256) -> None:
+        """
+        Args:
+            kind: How it is read.
+            levels: How many levels data has from -1 to 1, for the probability of the data given x_1; none for data
+                without levels such as latents, where it is a probability density.
+
+        Raises:
+            InputError: The kind is unknown, or there are fewer than two levels.
+        """
+        if kind not in ("range", "diagonal"):
+            raise unknown("kind of learned variance", kind, ["range", "diagonal"])
+        if levels is not None and levels < 2:
+            raise InputError(f"levels must be at least 2, or none: got {levels}")
+        self.kind, self.levels = kind, levels
+
+    def log_variance(self, output: Tensor, schedule: TableSchedule, t: Tensor) -> Tensor:
+        """log variance [B, C, H, W] from the output's second half at times t, which broadcast with it."""
+        if self.kind == "diagonal":
+            return output
+        least = schedule.posterior_variance(t).log()
+        greatest = schedule.transition(t, schedule.row_before(t))[1].log()
+        return least + (greatest - least) * (output + 1) / 2
+
+    def bound(self, x0: Tensor, estimate: Estimate, schedule: TableSchedule, t: Tensor) -> Tensor:
+        """T times the bound's term of each sample in nats per dimension, [B], so that its mean over rows is L_vlb.
+
+        From row 2 on KL(q(x_{i-1} | x_i, x0) || N(mean, variance)); at row 1 -log p(x0 | x_1) (DDPM, arXiv 2006.11239,
+        eqs. 5 and 13).
+
+        Args:
+            x0: Clean data, [B, C, H, W].
+            estimate: The model's, with `log_variance`.
+            schedule: The table.
+            t: The times of its rows, which broadcast with x0.
+        """
+        assert estimate.log_variance is not None
+        s = schedule.row_before(t)
+        c0, _, _ = schedule.posterior(t, s)
+        log_true = schedule.posterior_variance(t).log()
+        difference = c0 * (x0 - estimate.x0)  # of the two means; x_t has the same share in both
+        log_ratio = log_true - estimate.log_variance
+        kl = 0.5 * (log_ratio.expm1() - log_ratio + difference**2 * (-estimate.log_variance).exp())
+        terms = torch.where(s == 0, self._surprise(x0, estimate.x0, estimate.log_variance), kl)
+        return len(schedule) * terms.flatten(1).mean(1)
+
+    def _surprise(self, x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """-log p(x0) under a Gaussian: its density, or what of it lies in the bin of x0's level."""
+        z = (x0 - mean) * (-log_variance / 2).exp()
+        if self.levels is None:
+            return 0.5 * (z**2 + log_variance + math.log(2 * math.pi))
+        half_bin = (-log_variance / 2).exp() / (self.levels - 1)
+        # The outermost bins reach to infinity.
+        above = torch.where(x0 > 1 - 0.5 / self.levels, torch.inf, z + half_bin)
+        below = torch.where(x0 < -1 + 0.5 / self.levels, -torch.inf, z - half_bin)
+        return -_log_normal_mass(below, above)
+
+
+def _log_normal_mass(below: Tensor, above: Tensor) -> Tensor:
+    """log(Phi(above) - Phi(below)), also far out, where the difference of the two has no digits."""
+    # By symmetry the interval is moved to the lower tail, where log Phi keeps its digits.
+    flip = below + above > 0
+    low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
+    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    # At least one rounding apart: log 0 would be infinite, and its gradient not a number even where it is not used.
+    apart = (log_low - log_high).clamp(max=-torch.finfo(below.dtype).eps)
+    return log_high + torch.log(-torch.expm1(apart))
