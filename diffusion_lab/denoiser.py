@@ -135,7 +135,8 @@ class Denoiser(nn.Module):
             )
         raise InputError(
             f"a learned variance needs a network of {2 * channels} output channels, twice the images' {channels}, but "
-            f"this one gives {out_channels}: set model.network.out_channels to {2 * channels}, or leave model.variance out"
+            f"this one gives {out_channels}: set model.network.out_channels to {2 * channels},"
+            " or leave model.variance out"
         )
 
 

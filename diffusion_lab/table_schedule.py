@@ -161,7 +161,7 @@ class TableSchedule(NoiseSchedule):
         return self.posterior(t, self.row_before(t))[2]
 
     def times(self, steps: int, spacing: Spacing | None = None, rho: float = 7.0) -> Tensor:
-        if steps > len(self):
+        if not 1 <= steps <= len(self):
             raise InputError(f"steps must be from 1 to {len(self)}, the rows of the schedule: got {steps}")
         return super().times(steps, spacing, rho)
 
@@ -251,6 +251,4 @@ def check_betas(betas: Tensor) -> None:
         raise InputError(f"{allowed}: row {row} has {float(betas[row - 1]):g}{hint}")
     if bool((betas[:-1] == 1).any()):
         row = int((betas == 1).nonzero()[0]) + 1
-        raise InputError(
-            f"beta is 1 at row {row} of {len(betas)}, and nothing is left of the image after it: end there"
-        )
+        raise InputError(f"beta is 1 at row {row} of {len(betas)}, which leaves nothing of the image: end there")

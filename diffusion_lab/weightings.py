@@ -231,8 +231,8 @@ class HybridWeighting(Weighting):
 class UncertaintyWeighting(Weighting):
     """A weighting's loss L as L / e^u + u, with a learned u(t): every time comes to weigh the same.
 
-    EDM2, arXiv 2312.02696, eqs. 14-16 and 21. Where it is least, e^u is the expectation of L at that time. u is a linear
-    layer on random Fourier features of -lambda / 8, which is EDM's ln(sigma) / 4 on unit data, and 0 at first.
+    EDM2, arXiv 2312.02696, eqs. 14-16 and 21. Where it is least, e^u is the expectation of L at that time. u is a
+    linear layer on random Fourier features of -lambda / 8, which is EDM's ln(sigma) / 4 on unit data, and 0 at first.
     """
 
     def __init__(self, weighting: Weighting | None = None, features: int = 128) -> None:
