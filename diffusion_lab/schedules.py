@@ -88,25 +88,28 @@ class NoiseSchedule(Configurable, ABC):
     def times(self, steps: int, spacing: Spacing | None = None, rho: float = 7.0) -> Tensor:
         r"""The [steps + 1] float64 times, falling from noise to exactly 0, that a sampler walks.
 
-        Evenly in t, for a schedule that starts at 1 and where N = steps, i = 0 .. N - 1:
+        Even in t or its root, here for a schedule that starts at 1, with N = steps and i = 0 .. N - 1. In a table they
+        are whole rows, and a row less 1 is a diffusers timestep:
 
         - "trailing": 1 - i / N, so that it starts at pure noise (arXiv 2305.08891). In a table the rows
-          round(T - i T / N); the integers of diffusers' DDIM, DDPM, Euler and UniPC schedulers.
-        - "leading": from 1 - 1 / N down in steps of 1 / N to the earliest time, `ends[0]`. In a table the rows
-          i floor(T / N) + 1; the integers of diffusers' DDIM with steps_offset 0, and of the original DDIM.
+          round(T - i T / N): the integers of all of diffusers' schedulers of tables.
+        - "leading": i / N + earliest, where `ends` begin. In a table the rows i floor(T / N) + 1: the integers of
+          diffusers' DDIM, DDPM, PNDM, Euler, Heun and LMS with steps_offset 0, and of the original DDIM. (DEIS,
+          DPMSolver and UniPC divide by N + 1.)
         - "linspace": evenly from 1 to the earliest time, both included. In a table the rows 1 + round(i (T - 1) /
-          (N - 1)); the integers of diffusers' DDIM, DDPM and PNDM, the times of its Euler and of FlowMatchEuler.
+          (N - 1)): the integers of diffusers' DDIM, DDPM and PNDM, save that a single step starts at noise. (Euler,
+          Heun and LMS do not round.) On a flow schedule of shift 1 the times of its FlowMatchEulerDiscrete.
         - "quadratic": earliest + (1 - earliest) (i / (N - 1))^2 (DDIM, arXiv 2010.02502, appendix D.2). In a table the
-          rows 1 + floor((T - 1) (i / (N - 1))^2), moved up where two would coincide; the integers of the authors'
-          code, but that theirs end at 0.8 T. diffusers has none.
+          rows 1 + floor((T - 1) (i / (N - 1))^2), moved up where two would coincide: the integers of the authors'
+          code, save that theirs end at 0.8 T. diffusers has none.
 
-        Evenly in a function of sigma / alpha, between the two `ends`, then starting from `start`:
+        Even in a function of sigma / alpha between the two `ends`, and the first of them moved to `start`:
 
-        - "karras": (sigma / alpha)^(1 / rho) in equal steps (arXiv 2206.00364, eq. 5). The times of diffusers' Euler
-          scheduler with use_karras_sigmas and linspace; DPMSolverMultistep rounds the same to integers.
-        - "log_snr" or "exponential": log-SNR in equal steps, so that sigma / alpha falls exponentially (DPM-Solver,
-          arXiv 2206.00927). diffusers has it under two names, use_lu_lambdas, rounded to integers in
-          DPMSolverMultistep, and use_exponential_sigmas, as k-diffusion calls it.
+        - "karras": (sigma / alpha)^(1 / rho) in equal steps (arXiv 2206.00364, eq. 5). In a table the timesteps,
+          not whole, of diffusers' Euler with use_karras_sigmas; DPMSolverMultistep rounds them.
+        - "log_snr", also called "exponential": log-SNR in equal steps, by which sigma / alpha falls exponentially
+          (DPM-Solver, arXiv 2206.00927). diffusers has it twice, as use_exponential_sigmas, whose timesteps Euler
+          leaves as they are, and as use_lu_lambdas, which DPMSolverMultistep rounds.
 
         Args:
             steps: The number of steps.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,7 +172,8 @@ class TableSchedule(NoiseSchedule):
         index = torch.arange(steps, dtype=torch.float64)
         match spacing:
             case "trailing":
-                rows = (total - index * (total / steps)).round()
+                # By numpy's arange, whose rounding errors decide which way 937.5 goes, because the peers use it.
+                rows = torch.from_numpy(np.arange(total, 0, -total / steps)[:steps].round())
             case "leading":
                 rows = (index * (total // steps) + 1).flip(0)
             case "linspace":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -9,15 +12,46 @@ from diffusion_lab import (
     ClassLabel,
     Conditions,
     Configurable,
+    CosineSchedule,
     Denoiser,
     DiffusionModule,
+    FlowSchedule,
+    InputError,
+    KarrasSchedule,
     PixelSpace,
+    Prediction,
     TableSchedule,
     UNet,
 )
 from diffusion_lab.conditions import Cond
 from diffusion_lab.predictions import Estimate
 from diffusion_lab.schedules import NoiseSchedule
+
+# One of each family, by name.
+SCHEDULES: dict[str, NoiseSchedule] = {
+    "linear": TableSchedule("linear"),
+    "cosine_table": TableSchedule("squaredcos_cap_v2"),
+    "zero_snr": TableSchedule("linear", zero_terminal_snr=True),
+    "cosine": CosineSchedule(),
+    "cosine_shifted": CosineSchedule(0.25, -math.inf),
+    "karras": KarrasSchedule(),
+    "flow": FlowSchedule(),
+    "flow_shifted": FlowSchedule(3.0),
+}
+
+
+def _fits(prediction: Prediction, schedule: NoiseSchedule) -> bool:
+    try:
+        prediction.check(schedule)
+    except InputError:
+        return False
+    return True
+
+
+# Every prediction with every schedule on which it can be trained.
+PAIRS = {f"{p.name}-{name}": (p, s) for p in Prediction for name, s in SCHEDULES.items() if _fits(p, s)}
+pairs = pytest.mark.parametrize(("prediction", "schedule"), PAIRS.values(), ids=PAIRS)
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 
 class Oracle:

@@ -1,114 +1,153 @@
+"""What holds for every schedule, and the closed forms of the continuous ones."""
+
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from oracles import every_schedule
 
-from diffusion_lab import InputError, TableSchedule
+from diffusion_lab import CosineSchedule, FlowSchedule, InputError, KarrasSchedule, NoiseSchedule
 
-NAMES = ["linear", "squaredcos_cap_v2"]
-
-
-def tabled(rows: torch.Tensor | list[int], total: int = 1000) -> torch.Tensor:
-    return torch.as_tensor(rows, dtype=torch.float64) / total
+SPACINGS = ["trailing", "leading", "linspace", "quadratic", "karras", "log_snr"]
+T = torch.linspace(0.0005, 0.9995, 2001, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tables_equal_diffusers(name: str) -> None:
-    ours = TableSchedule(name)
-    theirs = diffusers.DDPMScheduler(beta_schedule=name)
-    torch.testing.assert_close(ours.betas, theirs.betas.double(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(ours.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=1e-5, atol=1e-6)
+@every_schedule
+def test_log_snr_is_that_of_the_levels(schedule: NoiseSchedule) -> None:
+    alpha, sigma = schedule(T)
+    torch.testing.assert_close(schedule.log_snr(T), (alpha**2 / sigma**2).log(), rtol=1e-10, atol=1e-10)
 
 
-def test_cosine_table_is_the_closed_form() -> None:
-    ours = TableSchedule("squaredcos_cap_v2", steps=50)
-    f = [math.cos((i / 50 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(51)]
-    closed = torch.tensor([f[i] / f[0] for i in range(1, 50)], dtype=torch.float64)
-    torch.testing.assert_close(ours.alphas_cumprod[:-1], closed, rtol=1e-12, atol=0)
+@every_schedule
+def test_time_at_is_the_inverse_of_log_snr(schedule: NoiseSchedule) -> None:
+    torch.testing.assert_close(schedule.time_at(schedule.log_snr(T)), T, rtol=0, atol=1e-10)
+    ends = schedule.time_at(torch.tensor([torch.inf, 1000.0, -1000.0, -torch.inf], dtype=torch.float64))
+    torch.testing.assert_close(ends, torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_are_met_exactly(name: str, dtype: torch.dtype) -> None:
-    schedule = TableSchedule(name)
-    rows = torch.arange(0, 1001, dtype=dtype)
-    alpha, sigma = schedule(rows / 1000)
-    squared = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alphas_cumprod])
-    assert torch.equal(alpha, squared.sqrt().to(dtype))
-    assert torch.equal(sigma, (1 - squared).sqrt().to(dtype))
-    assert torch.equal(schedule.network_time(rows / 1000)[1:], rows[1:] - 1)
-    assert torch.equal(schedule.snap(rows[1:] / 1000), rows[1:] / 1000)
+@every_schedule
+def test_the_slope_is_the_derivative(schedule: NoiseSchedule) -> None:
+    step = 1e-7
+    t = ((1000 * T).floor() + 0.5) / 1000  # between the rows of a table, where there is a derivative
+    numerical = (schedule.log_snr(t + step) - schedule.log_snr(t - step)) / (2 * step)
+    torch.testing.assert_close(schedule.log_snr_slope(t), numerical, rtol=1e-4, atol=1e-4)
 
 
-def test_between_rows_log_snr_is_linear() -> None:
-    schedule = TableSchedule("linear")
-    lower, upper = schedule.log_snr(tabled(500)), schedule.log_snr(tabled(501))
-    assert schedule.log_snr(tabled(500.25)).item() == pytest.approx((0.75 * lower + 0.25 * upper).item(), abs=1e-12)
-    alpha, sigma = schedule(tabled(500.25))
-    assert (alpha**2 + sigma**2).item() == pytest.approx(1, abs=1e-14)
+@every_schedule
+def test_clean_data_at_0_and_noise_at_1(schedule: NoiseSchedule) -> None:
+    alpha, sigma = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert (alpha[0].item(), sigma[0].item()) == (1, 0)
+    assert alpha[1] < 0.1
+    assert schedule.log_snr(torch.tensor(0.0)) == torch.inf
 
 
-def test_below_row_one_levels_are_linear_and_zero_is_clean() -> None:
-    schedule = TableSchedule("linear")
-    (a1, s1), (a, s) = schedule(tabled(1)), schedule(tabled(0.25))
-    assert (a.item(), s.item()) == pytest.approx((0.75 + 0.25 * a1.item(), 0.25 * s1.item()), abs=1e-15)
-    assert [x.item() for x in schedule(tabled(0))] == [1.0, 0.0]
-
-
-def test_snap_goes_up_to_a_row() -> None:
-    schedule = TableSchedule("linear")
-    assert torch.equal(schedule.snap(torch.tensor([1e-7, 0.0004, 0.0011, 0.9999, 1.0])) * 1000,
-                       torch.tensor([1.0, 1.0, 2.0, 1000.0, 1000.0]))  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_times_give_full_precision_levels(dtype: torch.dtype) -> None:
-    schedule = TableSchedule("linear")
-    t = torch.tensor([0.5, 1.0], dtype=dtype)
+@every_schedule
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_levels_are_float32_at_least_and_finite_everywhere(schedule: NoiseSchedule, dtype: torch.dtype) -> None:
+    t = torch.cat([torch.rand(1000), torch.tensor([0.0, 6e-8, 1 - 6e-8, 1.0])]).to(dtype)
     alpha, sigma = schedule(t)
-    assert alpha.dtype == sigma.dtype == schedule.network_time(t).dtype == torch.float32
-    torch.testing.assert_close(alpha, schedule(t.double())[0].float(), rtol=0, atol=1e-7)
+    for value in (alpha, sigma, schedule.network_time(t)):
+        assert value.dtype == torch.float32
+        assert bool(value.isfinite().all())
+    assert bool((alpha >= 0).all())
+    exact = schedule(t.double())
+    torch.testing.assert_close(alpha, exact[0].float(), rtol=0, atol=3e-6)
+    torch.testing.assert_close(sigma, exact[1].float(), rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_transition_of_neighbours_is_the_table(name: str) -> None:
-    schedule = TableSchedule(name)
-    rows = torch.arange(1, 1001, dtype=torch.float64)
-    ratio, variance = schedule.transition(rows / 1000, (rows - 1) / 1000)
-    torch.testing.assert_close(ratio**2, schedule.alphas, rtol=1e-10, atol=0)
-    torch.testing.assert_close(variance, schedule.betas, rtol=1e-9, atol=1e-15)
+@every_schedule
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 13, 500])
+def test_times_fall_from_the_first_to_zero(schedule: NoiseSchedule, spacing: Any, steps: int) -> None:
+    times = schedule.times(steps, spacing)
+    assert times.shape == (steps + 1,)
+    assert times[-1] == 0
+    assert bool((times.diff() < 0).all())
+    assert spacing == "leading" or times[0] == schedule.start
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [1, 5, 10, 13, 20, 50, 1000])
-def test_spacings_equal_diffusers(spacing: str, steps: int) -> None:
-    theirs = diffusers.DDIMScheduler(timestep_spacing=spacing, beta_schedule="linear")
+@every_schedule
+def test_transition_is_the_forward_process(schedule: NoiseSchedule) -> None:
+    """Going on from x_s by the transition gives the levels at t, and the posterior undoes it (Bayes' rule)."""
+    t, s = T[1:], T[:-1]
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    ratio, variance = schedule.transition(t, s)
+    torch.testing.assert_close(ratio * alpha_s, alpha_t)
+    torch.testing.assert_close(ratio**2 * sigma_s**2 + variance, sigma_t**2)
+    c0, ct, posterior = schedule.posterior(t, s)
+    precision = 1 / sigma_s**2 + ratio**2 / variance
+    torch.testing.assert_close(posterior, 1 / precision, rtol=1e-7, atol=0)
+    torch.testing.assert_close(c0, posterior * alpha_s / sigma_s**2, rtol=1e-7, atol=0)
+    torch.testing.assert_close(ct, posterior * ratio / variance, rtol=1e-7, atol=1e-12)
+
+
+def test_cosine_is_simple_diffusions() -> None:
+    """Its logsnr_schedule_cosine and its shift, written out, at the lower end that it has."""
+    for shift in (1.0, 0.25):
+        t_max = math.atan(math.exp(-0.5 * -15.0))
+        log_snr = [-2 * math.log(math.tan(t * t_max)) + 2 * math.log(shift) for t in T.tolist()]
+        ours = CosineSchedule(shift).log_snr(T)
+        torch.testing.assert_close(ours, torch.tensor(log_snr, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    whole = CosineSchedule(log_snr_min=-math.inf)
+    torch.testing.assert_close(whole(T)[0], (math.pi / 2 * T).cos())
+    torch.testing.assert_close(whole(T)[1], (math.pi / 2 * T).sin())
+    torch.testing.assert_close(whole.network_time(T), 1000 * T)
+    assert whole.log_snr(torch.ones(())) == -torch.inf
+
+
+def test_karras_is_edms() -> None:
+    schedule = KarrasSchedule()
+    sigma_edm = torch.tensor([0.002, 0.05, 0.5, 3.0, 80.0], dtype=torch.float64)
+    s = sigma_edm / 0.5
+    t = 2 / math.pi * s.atan()
+    alpha, sigma = schedule(t)
+    torch.testing.assert_close(alpha, 1 / (1 + s**2).sqrt())
+    torch.testing.assert_close(sigma / alpha, s)
+    torch.testing.assert_close(schedule.network_time(t), sigma_edm.log() / 4, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rho", [1.0, 7.0])
+def test_karras_walks_edms_levels(rho: float) -> None:
+    """Eq. 5 of the paper, with its defaults."""
+    schedule, n = KarrasSchedule(), 18
+    levels = [(80 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho for i in range(n)]
+    times = schedule.times(n, rho=rho)
+    alpha, sigma = schedule(times[:-1])
+    torch.testing.assert_close(0.5 * sigma / alpha, torch.tensor(levels, dtype=torch.float64), rtol=1e-9, atol=0)
+    assert times[-1] == 0
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_is_sd3s(shift: float) -> None:
+    schedule = FlowSchedule(shift)
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    t = torch.from_numpy(np.linspace(1, 1000, 1000)[::-1].copy()) / 1000
+    torch.testing.assert_close(schedule(t)[1].float(), theirs.sigmas[:1000], rtol=0, atol=1e-6)
+    torch.testing.assert_close(schedule.network_time(t).float(), theirs.timesteps, rtol=0, atol=1e-3)
+    torch.testing.assert_close(schedule(t)[0], 1 - schedule(t)[1])
+
+
+@pytest.mark.parametrize("steps", [2, 5, 13, 50])
+def test_linspace_of_flow_equals_diffusers(steps: int) -> None:
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler()
     theirs.set_timesteps(steps)
-    ours = TableSchedule("linear").times(steps, spacing)  # type: ignore[arg-type]
-    assert ours[-1] == 0
-    assert bool((ours.diff() < 0).all())
-    if steps == 1 and spacing == "linspace":  # diffusers starts a single step at clean data
-        assert ours.tolist() == [0.001, 0]
-    else:
-        assert (ours[:-1] * 1000).round().long().sub(1).tolist() == theirs.timesteps.tolist()
+    ours = FlowSchedule().times(steps, "linspace")
+    torch.testing.assert_close(1000 * ours[:-1].float(), theirs.timesteps, rtol=0, atol=1e-3)
+    torch.testing.assert_close(FlowSchedule()(ours)[1].float(), theirs.sigmas, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_impossible_steps_are_refused(steps: int) -> None:
-    with pytest.raises(InputError, match=f"from 1 to 1000.*got {steps}"):
-        TableSchedule("linear").times(steps)
-
-
-def test_bad_tables_are_refused() -> None:
-    with pytest.raises(InputError, match="linear, squaredcos_cap_v2"):
-        TableSchedule("cosine")  # type: ignore[arg-type]
-    for betas in ([], [0.1, 0.0], [0.1, 1.5]):
-        with pytest.raises(InputError, match=r"in \(0, 1\]"):
-            TableSchedule(betas)
-    with pytest.raises(InputError, match="at least 1 step: got 0"):
-        TableSchedule("linear", steps=0)
-    with pytest.raises(InputError, match="unknown spacing 'even'"):
-        TableSchedule("linear").times(5, "even")  # type: ignore[arg-type]
+def test_bad_arguments_are_refused() -> None:
+    for make in (lambda: CosineSchedule(0), lambda: CosineSchedule(log_snr_min=1.0), lambda: FlowSchedule(-1)):
+        with pytest.raises(InputError, match="needs shift > 0"):
+            make()
+    with pytest.raises(InputError, match="0 < sigma_min < sigma_max.*got 3, 2 and 0.5"):
+        KarrasSchedule(3, 2)
+    with pytest.raises(InputError, match="rho must be positive: got 0"):
+        KarrasSchedule().times(5, rho=0)
+    with pytest.raises(InputError, match="at least 1: got 0"):
+        FlowSchedule().times(0)
