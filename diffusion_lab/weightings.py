@@ -73,9 +73,10 @@ class X0Weighting(Weighting):
         """The weight of the squared error of x0 at times t [B], 0 < t < 1."""
 
     def forward(self, schedule: NoiseSchedule, t: Tensor, prediction: Prediction) -> Tensor:
-        # Away from 0 and 1 by one rounding of float32, where log-SNR is infinite and products of it have no value. A
-        # table's last row is no further than that from 1.
-        t = t.clamp(2**-24, 1 - 2**-24)
+        # One rounding away from 0 and 1, where log-SNR is infinite and its products have no value; a table's last row
+        # reaches as far.
+        rounding = torch.finfo(t.dtype).eps / 2
+        t = t.clamp(rounding, 1 - rounding)
         system = prediction.system(schedule, t)
         return self.of_x0(schedule, t) * (system.sigma / system.determinant()) ** 2
 
