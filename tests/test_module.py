@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ from diffusion_lab import (
     DiffusionModule,
     Digits,
     InputError,
+    LearnedVariance,
+    LossSecondMoment,
+    Pipeline,
     PixelSpace,
     TableSchedule,
+    UncertaintyWeighting,
     Unconditional,
+    UNet,
+    load,
 )
 
 QUIET: dict[str, Any] = {
@@ -229,6 +236,67 @@ def test_resuming_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert resumed.ema.updates == 12
 
 
+def test_what_an_objective_learned_is_resumed_and_not_shipped(tmp_path: Path) -> None:
+    """Histories of losses and log-variances of times go on bit for bit, and are no part of a model."""
+
+    def run(folder: str, steps: int, **options: Any) -> DiffusionModule:
+        seed_everything(3)
+        module = tiny_module(
+            density=LossSecondMoment(bins=10, history=2),
+            weighting=UncertaintyWeighting(),
+            optimizer=functools.partial(torch.optim.AdamW, lr=1e-2),
+        )
+        saver = ModelCheckpoint(tmp_path / folder, filename="last", every_n_epochs=1, enable_version_counter=False)
+        made = Trainer(**QUIET, default_root_dir=tmp_path, max_steps=steps, callbacks=[saver])
+        made.fit(module, ClassConditional(Digits(), batch_size=239), **options)
+        return module
+
+    whole = run("whole", 12)
+    run("half", 6)
+    resumed = run("again", 12, ckpt_path=tmp_path / "half" / "last.ckpt")
+    density, weighting = whole.denoiser.density, whole.denoiser.weighting
+    assert density.counts.sum() == 12 * 239
+    assert density.probabilities().std() > 0.01
+    assert weighting.linear.weight.abs().max() > 0
+    for key, value in whole.state_dict().items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, resumed.state_dict()[key]), key
+    keys = Pipeline(whole).state_dict()
+    assert not [key for key in keys if "density" in key or "weighting" in key]
+    for weights in ("ema", "raw"):
+        assert load(tmp_path / "half" / "last.ckpt", weights).state_dict().keys() == keys.keys()
+
+
+def share_losses(rank: int, port: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    density = LossSecondMoment(bins=4, history=2)
+    density.update(torch.tensor([0.2, 0.4]) + 0.5 * rank, torch.tensor([1.0, 2.0]) + 10 * rank)
+    torch.save(density.state_dict(), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_share_what_a_density_learns(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(share_losses, (port, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert states[0]["counts"].tolist() == [1, 1, 1, 1]
+    assert states[0]["losses"][:, 0].tolist() == [1, 2, 11, 12]
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key])
+
+
+def test_a_learned_variance_needs_the_levels_of_pixels() -> None:
+    options: dict[str, Any] = {"variance": LearnedVariance(), "space": PixelSpace([1, 8, 8], deviation=0.5)}
+    network = UNet(1, width=8, multipliers=(1, 2), blocks=1, channels_per_head=8, embed_dim=16, out_channels=2)
+    with pytest.raises(
+        InputError, match="counts 256 levels from -1 to 1, but model.space has a data range of .-2.0, 2.0."
+    ):
+        tiny_module(network=network, **options)
+    tiny_module(network=network, **options | {"variance": LearnedVariance(levels=None)})
+
+
 def test_load_from_checkpoint_needs_no_arguments(tmp_path: Path) -> None:
     module = tiny_module(optimizer=functools.partial(torch.optim.AdamW, lr=1e-3))
     run = trainer(tmp_path, max_steps=2)
@@ -274,7 +342,7 @@ def test_ranks_draw_different_times_noise_and_dropout(tmp_path: Path) -> None:
     for rank in (0, 1):
         generator = training_generator("cpu", 0, 5, rank)
         drop = module.conditions.drop_mask(64, generator)
-        t, _ = module.denoiser.density(64, generator)
+        t, _ = module.denoiser.density(module.denoiser.schedule, 64, generator)
         draws.append((drop, t, torch.randn(64, generator=generator)))
     assert not any(torch.equal(a, b) for a, b in zip(*draws, strict=True))
 
@@ -290,7 +358,7 @@ def test_the_default_optimizer_warms_up() -> None:
 def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="model.conditions.labels.embed_dim is 8 but model.network.embed_dim is 16"):
         tiny_module(conditions={"labels": ClassLabel(10, 8)})
-    with pytest.raises(InputError, match="use V, X0 or FLOW"):
+    with pytest.raises(InputError, match="use X0, V, FLOW or MU"):
         tiny_module(prediction="EPSILON", schedule=TableSchedule([0.5, 1.0]))
 
 

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import get_args
 
 import diffusers
 import pytest
 import torch
-from oracles import GaussianOracle, Oracle
+from oracles import SCHEDULES, GaussianOracle, Oracle, SpyNetwork, every_schedule
 
-from diffusion_lab import DDIM, DDPM, InputError, TableSchedule
+from diffusion_lab import DDIM, DDPM, Cond, Denoiser, Guided, InputError, TableSchedule
 from diffusion_lab.guidance import Clipped
 from diffusion_lab.samplers import Sampler, find_sampler
-from diffusion_lab.schedules import NoiseSchedule
+from diffusion_lab.schedules import NoiseSchedule, Spacing
 
 
 def named(sampler: Sampler) -> str:
@@ -18,7 +19,8 @@ def named(sampler: Sampler) -> str:
 
 
 SAMPLERS = [DDPM(), DDPM("large"), DDIM(), DDIM(0.5), DDIM(1.0)]
-SCHEDULES = [TableSchedule("linear"), TableSchedule("squaredcos_cap_v2"), TableSchedule([0.1, 0.3, 0.6, 1.0])]
+LINEAR, FOUR_ROWS = SCHEDULES["linear"], TableSchedule([0.1, 0.3, 0.6, 1.0])
+SPACINGS = get_args(Spacing)
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -26,7 +28,7 @@ def drawn(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=named)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=["linear", "cosine", "zero_snr"])
+@pytest.mark.parametrize("schedule", [*SCHEDULES.values(), FOUR_ROWS], ids=[*SCHEDULES, "four_rows"])
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_an_oracle_gets_its_image_back(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> None:
     x0 = drawn(2, 3, 4, 4)
@@ -36,7 +38,7 @@ def test_an_oracle_gets_its_image_back(sampler: Sampler, schedule: NoiseSchedule
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=named)
 def test_the_last_step_asks_for_no_noise(sampler: Sampler) -> None:
-    schedule, asked = SCHEDULES[0], []
+    schedule, asked = LINEAR, []
 
     def noise(i: int) -> torch.Tensor:
         asked.append(i)
@@ -46,8 +48,9 @@ def test_the_last_step_asks_for_no_noise(sampler: Sampler) -> None:
     assert asked == ([] if isinstance(sampler, DDIM) and sampler.eta == 0 else list(range(6)))
 
 
-def test_each_step_starts_where_the_last_ended() -> None:
-    schedule, seen = SCHEDULES[0], []
+@every_schedule
+def test_each_step_starts_where_the_last_ended(schedule: NoiseSchedule) -> None:
+    seen = []
 
     class Recorder(Sampler):
         def step(self, denoise, x_t, t, s, history, noise):  # type: ignore[no-untyped-def]
@@ -55,13 +58,13 @@ def test_each_step_starts_where_the_last_ended() -> None:
             seen.append((t.item(), s.item()))
             return x_t
 
-    for spacing in ("trailing", "leading", "linspace"):
+    for spacing in SPACINGS:
         seen.clear()
         walked = []
         Recorder()(
             Oracle(schedule, drawn(1, 1, 2, 2)),
             drawn(1, 1, 2, 2),
-            schedule.times(13, spacing),  # type: ignore[arg-type]
+            schedule.times(13, spacing),
             lambda i: drawn(1),
             lambda i, x, estimate, walked=walked: walked.append(i),
         )
@@ -73,7 +76,7 @@ def test_each_step_starts_where_the_last_ended() -> None:
 @pytest.mark.parametrize("rows", [(700, 650), (1000, 900), (2, 1), (500, 1)])
 def test_respaced_step_is_the_analytic_posterior(rows: tuple[int, int]) -> None:
     """Conditioning the joint Gaussian of (x_s, x_t) given x0, in plain numbers, on x_t."""
-    schedule = SCHEDULES[0]
+    schedule = LINEAR
     t, s = (torch.tensor(row / 1000, dtype=torch.float64) for row in rows)
     abar_t, abar_s = (schedule.alphas_cumprod[row - 1].item() for row in rows)  # type: ignore[attr-defined]
     x0, x_t = drawn(1, 1, 1, 1), drawn(1, 1, 1, 1)
@@ -176,7 +179,7 @@ def test_stochastic_samplers_give_their_gaussian(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=named)
 def test_after_clipping_the_estimate_still_makes_x_t(sampler: Sampler) -> None:
-    schedule = SCHEDULES[1]
+    schedule = SCHEDULES["cosine_table"]
     clipped = Clipped(Oracle(schedule, 3 * drawn(2, 1, 4, 4)), (-1.0, 1.0))
     before: list[torch.Tensor] = [drawn(2, 1, 4, 4)]
     times = schedule.times(6)
@@ -192,13 +195,20 @@ def test_after_clipping_the_estimate_still_makes_x_t(sampler: Sampler) -> None:
     assert made.abs().max() <= 1 + 1e-12
 
 
-def test_zero_terminal_snr_stays_finite() -> None:
-    schedule = SCHEDULES[2]
-    for sampler in SAMPLERS:
-        made = sampler(
-            GaussianOracle(schedule, 0.3, 0.5), drawn(3, 1, 2, 2), schedule.times(4), lambda i: drawn(3, 1, 2, 2)
-        )
-        assert bool(torch.isfinite(made).all())
+@pytest.mark.parametrize("name", ["zero_snr", "flow", "flow_shifted", "cosine_shifted"])
+@pytest.mark.parametrize("prediction", ["V", "X0", "FLOW"])
+def test_from_pure_noise_every_step_is_finite(name: str, prediction: str) -> None:
+    """A network in float32, at every spacing, sampler and eta, from the time where alpha is 0."""
+    schedule = SCHEDULES[name]
+    denoiser = Denoiser(SpyNetwork(), schedule, prediction)
+    for sampler, spacing in product(SAMPLERS, SPACINGS):
+        seen: list[torch.Tensor] = []
+        sampler(
+            Guided(denoiser, Cond(), Cond()), torch.randn(3, 1, 2, 2), schedule.times(7, spacing),
+            lambda i: torch.randn(3, 1, 2, 2), lambda i, x, estimate, seen=seen: seen.extend([x, estimate.x0, estimate.eps]),
+        )  # fmt: skip
+        assert len(seen) == 21
+        assert bool(torch.stack(seen).isfinite().all())
 
 
 def test_names_and_bad_arguments() -> None:

@@ -31,6 +31,16 @@ def test_black_and_white_survive_from_data_set_to_bytes() -> None:
     assert torch.equal(to_uint8(module.space.decode(module.space.encode(batch["images"]))), batch["images"])
 
 
+def test_every_level_survives_a_deviation() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    space = PixelSpace([1, 16, 16], deviation=0.3)
+    z = space.encode(levels)
+    assert (z.min().item(), z.max().item()) == pytest.approx(space.data_range)
+    assert torch.equal(to_uint8(space.decode(z)), levels)
+    with pytest.raises(InputError, match="deviation must be a positive number: got 0"):
+        PixelSpace([1, 16, 16], deviation=0)
+
+
 def test_bad_shapes_are_refused() -> None:
     for shape in ([8, 8], [1, 8, 0]):
         with pytest.raises(InputError, match="channels, height, width"):

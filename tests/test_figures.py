@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import SCHEDULES
+
+from diffusion_lab import (
+    InputError,
+    LogNormal,
+    LossSecondMoment,
+    MinSNRWeighting,
+    Prediction,
+    SNRWeighting,
+    VLBWeighting,
+)
+from diffusion_lab.figures import Objective, effective_weight, plot_densities, plot_schedules, plot_weightings
+
+
+def lines(panel: object) -> dict[str, torch.Tensor]:
+    return {line.get_label(): torch.tensor(line.get_xydata()) for line in panel.get_lines()}  # type: ignore[attr-defined]
+
+
+def test_schedules_are_drawn_as_they_are(tmp_path: Path) -> None:
+    figure = plot_schedules(SCHEDULES)
+    assert len(figure.axes) == 3
+    for panel, level in zip(figure.axes[:2], (0, 1), strict=True):
+        for name, line in lines(panel).items():
+            torch.testing.assert_close(line[:, 1], SCHEDULES[name](line[:, 0])[level])
+    figure.savefig(tmp_path / "schedules.pdf")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(SCHEDULES)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "karras", "flow"])
+def test_a_density_over_log_snr_is_that_of_its_draws(name: str) -> None:
+    """The area under the line against the share of 100,000 draws, within four standard errors and the line's width."""
+    schedule, density = SCHEDULES[name], LogNormal()
+    (line,) = lines(plot_densities({"log-normal": Objective(schedule, density=density)}).axes[0]).values()
+    t, _ = density(schedule, 100_000, torch.Generator().manual_seed(0))
+    log_snr = schedule.log_snr(t)
+    for high, low in ((4, 2), (2, 0), (0, -3)):
+        inside = line[(line[:, 0] <= high) & (line[:, 0] >= low)]
+        area = -torch.trapezoid(inside[:, 1], inside[:, 0]).item()
+        share = ((log_snr < high) & (log_snr > low)).double().mean().item()
+        assert area == pytest.approx(share, abs=4 * math.sqrt(share / 100_000) + 0.01)
+
+
+def test_objectives_that_are_the_same_loss_have_the_same_weight() -> None:
+    """V with uniform weight and epsilon with SNR's conversion of it, and a density as importance sampling or not at all."""
+    schedule = SCHEDULES["cosine"]
+    _, uniform = effective_weight(Objective(schedule, Prediction.EPSILON))
+    for other in (
+        Objective(schedule, Prediction.X0, weighting=SNRWeighting()),
+        Objective(schedule, Prediction.V, weighting=SNRWeighting()),
+        Objective(schedule, Prediction.EPSILON, LossSecondMoment()),
+        Objective(schedule, Prediction.EPSILON, LogNormal(importance=True)),
+    ):
+        torch.testing.assert_close(effective_weight(other)[1], uniform, rtol=1e-6, atol=0)
+    assert not torch.allclose(effective_weight(Objective(schedule, density=LogNormal()))[1], uniform, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["cosine", "flow"])
+def test_the_bound_weighs_epsilon_evenly_over_log_snr(name: str) -> None:
+    """Kingma and Gao's reading of it, arXiv 2303.00848: a half for every unit of log-SNR."""
+    log_snr, weight = effective_weight(Objective(SCHEDULES[name], weighting=VLBWeighting()))
+    torch.testing.assert_close(weight * (-log_snr).exp(), torch.full_like(weight, 0.5), rtol=1e-6, atol=0)
+
+
+def test_weightings_are_drawn_for_both_errors(tmp_path: Path) -> None:
+    objectives = {
+        "uniform": Objective(SCHEDULES["karras"]),
+        "min-SNR": Objective(SCHEDULES["linear"], weighting=MinSNRWeighting()),
+    }
+    figure = plot_weightings(objectives)
+    for_x0, for_eps = (lines(panel) for panel in figure.axes)
+    log_snr, weight = effective_weight(objectives["min-SNR"])
+    torch.testing.assert_close(for_x0["min-SNR"][:, 1], weight / weight.max())
+    as_eps = weight * (-log_snr).exp()
+    torch.testing.assert_close(for_eps["min-SNR"][:, 1], as_eps / as_eps.max())
+    figure.savefig(tmp_path / "weightings.png")
+
+
+def test_nothing_to_draw_is_refused() -> None:
+    for plot in (plot_schedules, plot_densities, plot_weightings):
+        with pytest.raises(InputError, match="nothing to draw"):
+            plot({})
+    with pytest.raises(InputError, match="EPSILON cannot recover x0"):
+        plot_weightings({"impossible": Objective(SCHEDULES["flow"], Prediction.EPSILON)})
