@@ -20,6 +20,7 @@ REQUIRED = [
     "torch-fidelity>=0.3",
     "jsonargparse[signatures]>=4.53",
     "safetensors>=0.5",
+    "matplotlib>=3.8",
     "rich>=14.1",
     "scikit-learn>=1.5",
     "numpy>=1.26",

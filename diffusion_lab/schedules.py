@@ -163,22 +163,23 @@ class CosineSchedule(NoiseSchedule):
     is told 1000 t.
     """
 
-    def __init__(self, shift: float = 1.0, log_snr_min: float = -15.0) -> None:
+    def __init__(self, shift: float = 1.0, log_snr_min: float | None = -15.0) -> None:
         """
         Args:
             shift: The factor of alpha / sigma at each time.
-            log_snr_min: log-SNR at t = 1 before the shift, to which t is rescaled; -inf for pure noise, which
+            log_snr_min: log-SNR at t = 1 before the shift, to which t is rescaled; none for pure noise there, which
                 EPSILON cannot be trained on.
 
         Raises:
-            InputError: The shift is not positive, or log_snr_min is not negative.
+            InputError: The shift is not positive, or log_snr_min lies outside (-700, 0).
         """
-        if not 0 < shift < math.inf or not log_snr_min < 0:
-            raise InputError(f"a cosine schedule needs shift > 0 and log_snr_min < 0: got {shift} and {log_snr_min}")
+        if not 0 < shift < math.inf:
+            raise InputError(f"a cosine schedule needs shift > 0: got {shift}")
+        if log_snr_min is not None and not -700 < log_snr_min < 0:
+            raise InputError(f"log_snr_min must be from -700 to 0, or none for pure noise: got {log_snr_min}")
         self.shift = shift
-        # math.exp has no value this large, and tan none beyond it that differs.
-        self._stretch = 1.0 if log_snr_min < -600 else math.atan(math.exp(-log_snr_min / 2)) / (math.pi / 2)
-        if self._stretch == 1:
+        self._stretch = 1.0 if log_snr_min is None else math.atan(math.exp(-log_snr_min / 2)) / (math.pi / 2)
+        if log_snr_min is None:
             self.ends = (1e-3, 1 - 1e-3)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,7 +236,7 @@ class KarrasSchedule(CosineSchedule):
                 "a Karras schedule needs 0 < sigma_min < sigma_max and sigma_data > 0: got "
                 f"{sigma_min}, {sigma_max} and {sigma_data}"
             )
-        super().__init__(log_snr_min=-math.inf)
+        super().__init__(log_snr_min=None)
         self.sigma_data = sigma_data
         earliest, latest = (math.atan(sigma / sigma_data) / (math.pi / 2) for sigma in (sigma_min, sigma_max))
         self.ends, self.start = (earliest, latest), latest

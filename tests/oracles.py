@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,7 +31,7 @@ SCHEDULES: dict[str, NoiseSchedule] = {
     "cosine_table": TableSchedule("squaredcos_cap_v2"),
     "zero_snr": TableSchedule("linear", zero_terminal_snr=True),
     "cosine": CosineSchedule(),
-    "cosine_shifted": CosineSchedule(0.25, -math.inf),
+    "cosine_shifted": CosineSchedule(0.25, None),
     "karras": KarrasSchedule(),
     "flow": FlowSchedule(),
     "flow_shifted": FlowSchedule(3.0),

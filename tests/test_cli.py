@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 
 from diffusion_lab import load, save
 from diffusion_lab.cli import main
+from diffusion_lab.images import grid, write_png
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -128,6 +130,35 @@ def test_fit_goes_on_from_a_checkpoint_and_flags_still_count(here: Path, monkeyp
     assert (optimizer["class_path"], optimizer["init_args"]["lr"]) == ("torch.optim.adamw.AdamW", 0.001)
 
 
+OBJECTIVES = {
+    "edm": "--model.schedule KarrasSchedule --model.density LogNormal --model.space.deviation 0.5",
+    "sd3": "--model.schedule FlowSchedule --model.schedule.shift 2 --model.prediction FLOW --model.density LogitNormal",
+    "simple_diffusion": "--model.schedule CosineSchedule --model.schedule.shift 0.5 --model.schedule.log_snr_min null "
+    "--model.weighting UncertaintyWeighting --model.weighting.weighting SigmoidWeighting "
+    "--model.weighting.weighting.bias=-1",
+    "improved_ddpm": "--model.schedule.betas linear --model.prediction EPSILON --model.density LossSecondMoment "
+    "--model.variance LearnedVariance --model.network.out_channels 2",
+    "ddpm_mu": "--model.schedule.zero_terminal_snr true --model.prediction MU --model.weighting VLBWeighting",
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_papers_objective_is_named_trained_saved_and_sampled(
+    here: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    assert command(monkeypatch, "fit", "--config", "tiny.yaml", *objective.split(), "--output", "model") == 0
+    measured = json.loads(Path("model/measured.json").read_text())
+    pipe = load("model")
+    spacing = "karras" if "Karras" in objective else "trailing"
+    assert measured["protocol"]["sampling"]["spacing"] == spacing  # the schedule's own
+    asked: dict[str, Any] = {"labels": [3, 5], "steps": 4, "progress": False}
+    assert torch.equal(pipe(**asked), pipe(**asked, spacing=spacing))
+    options = ["--steps", 4, "--spacing", "log_snr", "--output", "sampled.png"]
+    assert command(monkeypatch, "sample", "model", "--labels", 3, 5, *options) == 0
+    write_png(grid(pipe(**asked, spacing="log_snr")), Path("expected.png"))
+    assert np.array_equal(Image.open("sampled.png"), Image.open("expected.png"))
+
+
 OWN = """
 from torch import nn
 from diffusion_lab import Configurable
@@ -190,13 +221,18 @@ BAD = [
     (["fit"], "the following arguments are required"),
     (["fit", "--config", "tiny.yaml", "--trainer.max_step", "3"], "--trainer.max_step 3; did you mean 'trainer.max_steps'?"),
     (["fit", "--config", "tiny.yaml", "--trainer.max_steps", "abc"], "trainer.max_steps: Expected an int. Got value: abc"),
-    (["fit", "--config", "tiny.yaml", "--model.prediction", "W"], "model.prediction: Expected a member of Prediction: {EPSILON,X0,V,FLOW}"),
+    (["fit", "--config", "tiny.yaml", "--model.prediction", "W"], "model.prediction: Expected a member of Prediction: {EPSILON,X0,V,FLOW,MU}"),
     (["fit", "--config", "tiny.yaml", "--model.network.widht", "8"], "model.network: Option 'widht' is not accepted; did you mean 'width'?"),
     (["fit", "--config", "tiny.yaml", "--model.network", "diffusion_lab.Unet"], "no attribute 'Unet'; did you mean 'UNet'?"),
     (["fit", "--config", "tiny.yaml", "--data.batch_size", "x"], "data.batch_size: Expected an int. Got value: x"),
     (["fit", "--config", "tiny.yaml", "--data.batch_size", "5000"], "data.batch_size must be from 1 to 1437"),
-    (["fit", "--config", "tiny.yaml", "--model.schedule.betas", "cosine"], "Expected one of 'linear', 'squaredcos_cap_v2'. Got value: cosine"),
-    (["fit", "--config", "tiny.yaml", "--model.schedule.betas", "[0.5, 1.0]", "--model.prediction", "EPSILON"], "use V, X0 or FLOW"),
+    (["fit", "--config", "tiny.yaml", "--model.schedule.betas", "cosine"], "Expected one of 'linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid'. Got value: cosine"),
+    (["fit", "--config", "tiny.yaml", "--model.schedule.betas", "[0.5, 1.0]", "--model.prediction", "EPSILON"], "use X0, V, FLOW or MU"),
+    (["fit", "--config", "tiny.yaml", "--model.schedule", "FlowSchedule", "--model.prediction", "MU"], "use X0, V or FLOW, or a TableSchedule"),
+    (["fit", "--config", "tiny.yaml", "--model.variance", "LearnedVariance"], "set model.network.out_channels to 2"),
+    (["fit", "--config", "tiny.yaml", "--model.weighting", "HybridWeighting"], "give model.variance, or another weighting"),
+    (["fit", "--config", "tiny.yaml", "--model.weighting", "MinSNRWeighting", "--model.weighting.gamma", "0"], "gamma must be a positive number"),
+    (["sample", "model", "--labels", "1", "--spacing", "even"], "unknown spacing 'even': allowed are exponential, karras"),
     (["fit", "--config", "tiny.yaml", "--output", "tiny.yaml/model"], "cannot write tiny.yaml/model"),
     (["fit", "--config", "tiny.yaml", "--ckpt_path", "nope.ckpt"], "nope.ckpt"),
     (["fit", "--config", "tiny.yaml", "--ckpt_path", "last"], "no checkpoint at last: give a Lightning .ckpt"),

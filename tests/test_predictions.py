@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from oracles import SCHEDULES, pairs
@@ -109,7 +107,7 @@ def test_the_circulating_example_itself_says_what_to_do() -> None:
 
 
 def test_epsilon_is_refused_where_a_continuous_schedule_ends_in_noise() -> None:
-    for schedule in (FlowSchedule(), CosineSchedule(log_snr_min=-math.inf)):
+    for schedule in (FlowSchedule(), CosineSchedule(log_snr_min=None)):
         with pytest.raises(InputError, match="EPSILON.*use X0, V or FLOW$"):
             Prediction.EPSILON.check(schedule)
     Prediction.EPSILON.check(CosineSchedule())

@@ -93,7 +93,7 @@ def test_cosine_is_simple_diffusions() -> None:
         log_snr = [-2 * math.log(math.tan(t * t_max)) + 2 * math.log(shift) for t in T.tolist()]
         ours = CosineSchedule(shift).log_snr(T)
         torch.testing.assert_close(ours, torch.tensor(log_snr, dtype=torch.float64), rtol=1e-10, atol=1e-10)
-    whole = CosineSchedule(log_snr_min=-math.inf)
+    whole = CosineSchedule(log_snr_min=None)
     torch.testing.assert_close(whole(T)[0], (math.pi / 2 * T).cos())
     torch.testing.assert_close(whole(T)[1], (math.pi / 2 * T).sin())
     torch.testing.assert_close(whole.network_time(T), 1000 * T)
@@ -142,9 +142,11 @@ def test_linspace_of_flow_equals_diffusers(steps: int) -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    for make in (lambda: CosineSchedule(0), lambda: CosineSchedule(log_snr_min=1.0), lambda: FlowSchedule(-1)):
+    for make in (lambda: CosineSchedule(0), lambda: FlowSchedule(-1)):
         with pytest.raises(InputError, match="needs shift > 0"):
             make()
+    with pytest.raises(InputError, match="log_snr_min must be from -700 to 0, or none for pure noise: got 1"):
+        CosineSchedule(log_snr_min=1.0)
     with pytest.raises(InputError, match="0 < sigma_min < sigma_max.*got 3, 2 and 0.5"):
         KarrasSchedule(3, 2)
     with pytest.raises(InputError, match="rho must be positive: got 0"):
