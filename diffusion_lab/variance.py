@@ -65,7 +65,10 @@ class LearnedVariance(Configurable):
         difference = c0 * (x0 - estimate.x0)  # of the two means; x_t has the same share in both
         log_ratio = log_true - estimate.log_variance
         kl = 0.5 * (log_ratio.expm1() - log_ratio + difference**2 * (-estimate.log_variance).exp())
-        terms = torch.where(s == 0, self._surprise(x0, estimate.x0, estimate.log_variance), kl)
+        first = s == 0
+        # At other rows without the difference, which can be so great there that what is not used has no gradient.
+        surprise = self._surprise(x0, torch.where(first, estimate.x0, x0), estimate.log_variance)
+        terms = torch.where(first, surprise, kl)
         return len(schedule) * terms.flatten(1).mean(1)
 
     def _surprise(self, x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -74,18 +77,26 @@ class LearnedVariance(Configurable):
         if self.levels is None:
             return 0.5 * (z**2 + log_variance + math.log(2 * math.pi))
         half_bin = (-log_variance / 2).exp() / (self.levels - 1)
+        inside = _log_normal_mass(z - half_bin, z + half_bin)
         # The outermost bins reach to infinity.
-        above = torch.where(x0 > 1 - 0.5 / self.levels, torch.inf, z + half_bin)
-        below = torch.where(x0 < -1 + 0.5 / self.levels, -torch.inf, z - half_bin)
-        return -_log_normal_mass(below, above)
+        top, bottom = x0 > 1 - 0.5 / self.levels, x0 < -1 + 0.5 / self.levels
+        outside = _log_normal_cdf(torch.where(top, half_bin - z, half_bin + z))
+        return -torch.where(top | bottom, outside, inside)
 
 
 def _log_normal_mass(below: Tensor, above: Tensor) -> Tensor:
     """log(Phi(above) - Phi(below)), also far out, where the difference of the two has no digits."""
     # By symmetry the interval is moved to the lower tail, where log Phi keeps its digits.
     flip = below + above > 0
-    low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
-    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    log_low = _log_normal_cdf(torch.where(flip, -above, below))
+    log_high = _log_normal_cdf(torch.where(flip, -below, above))
     # At least one rounding apart: log 0 would be infinite, and its gradient not a number even where it is not used.
     apart = (log_low - log_high).clamp(max=-torch.finfo(below.dtype).eps)
     return log_high + torch.log(-torch.expm1(apart))
+
+
+def _log_normal_cdf(z: Tensor) -> Tensor:
+    """log Phi(z) with a gradient that is finite at every z: beyond -100 by -z^2 / 2 - log(-z sqrt(2 pi))."""
+    far = z < -100
+    near = torch.special.log_ndtr(torch.where(far, -100, z))
+    return torch.where(far, -(z**2) / 2 - torch.log(-torch.where(far, z, -100)) - 0.5 * math.log(2 * math.pi), near)

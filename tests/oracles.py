@@ -12,6 +12,7 @@ from diffusion_lab import (
     Configurable,
     CosineSchedule,
     Denoiser,
+    Density,
     DiffusionModule,
     FlowSchedule,
     InputError,
@@ -77,6 +78,26 @@ class GaussianOracle:
         gain = alpha * self.deviation**2 / (alpha**2 * self.deviation**2 + sigma**2)
         x0 = self.mean + gain * (x_t - alpha * self.mean)
         return Estimate(x0, (x_t - alpha * x0) / sigma)
+
+
+class GivenTimes(Density):
+    """The times that it was given, and weights of its own."""
+
+    def __init__(self, t: Tensor) -> None:
+        super().__init__()
+        self.t, self.seen = t, list[tuple[Tensor, Tensor]]()
+
+    def forward(self, schedule: object, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.t, torch.arange(1, batch_size + 1, dtype=self.t.dtype)
+
+    def draw(self, schedule: object, batch_size: int, generator: torch.Generator) -> Tensor:
+        return self.t
+
+    def pdf(self, schedule: object, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        self.seen.append((t, loss))
 
 
 class MixtureOracle:

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import SpyNetwork, pairs, spy_parts
+from oracles import GivenTimes, SpyNetwork, pairs, spy_parts
 
 from diffusion_lab import (
     Cond,
     Denoiser,
-    Density,
     InputError,
     KarrasSchedule,
     NoiseSchedule,
@@ -37,28 +36,6 @@ def test_loss_is_the_mean_squared_error_of_the_output(prediction: Prediction) ->
         Prediction.FLOW: eps - x0,
     }[prediction]
     torch.testing.assert_close(loss, (output - target).square().mean((1, 2, 3)), rtol=1e-5, atol=1e-6)
-
-
-class GivenTimes(Density):
-    """The times that it was given, and weights of its own."""
-
-    def __init__(self, t: torch.Tensor) -> None:
-        super().__init__()
-        self.t, self.seen = t, list[tuple[torch.Tensor, torch.Tensor]]()
-
-    def forward(
-        self, schedule: object, batch_size: int, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.t, torch.arange(1, batch_size + 1, dtype=self.t.dtype)
-
-    def draw(self, schedule: object, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-        return self.t
-
-    def pdf(self, schedule: object, t: torch.Tensor) -> torch.Tensor:
-        return torch.ones_like(t)
-
-    def update(self, t: torch.Tensor, loss: torch.Tensor) -> None:
-        self.seen.append((t, loss))
 
 
 def test_the_loss_of_edm_is_ours() -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles import SCHEDULES, SpyNetwork
+from oracles import SCHEDULES, GivenTimes, SpyNetwork
 from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
@@ -27,6 +28,7 @@ from diffusion_lab import (
 )
 from diffusion_lab.guidance import Clipped
 from diffusion_lab.predictions import Estimate
+from diffusion_lab.variance import _log_normal_cdf
 
 LINEAR = TableSchedule("linear")
 
@@ -133,11 +135,39 @@ def test_hybrid_trains_the_variance_by_the_bound_and_the_mean_without_it(kind: s
     assert bound[0] != pytest.approx(simple[0], rel=1e-2)
 
 
-def test_the_loss_is_finite_where_the_network_is_far_off() -> None:
-    denoiser = Denoiser(TwoHeads(), LINEAR, variance=LearnedVariance("diagonal", levels=256))
-    with torch.no_grad():
-        denoiser.network.mean.fill_(1e4)  # type: ignore[operator, union-attr]
-    assert all(math.isfinite(g) for g in gradients(denoiser))
+@pytest.mark.parametrize("prediction", ["EPSILON", "V"])
+@pytest.mark.parametrize("kind", ["range", "diagonal"])
+@pytest.mark.parametrize("levels", [256, None])
+@pytest.mark.parametrize("far", [0.0, 1.0, 1e4])
+def test_gradients_are_finite_at_every_row_and_however_far_off(
+    prediction: str, kind: Any, levels: int | None, far: float
+) -> None:
+    """The cosine table, where an epsilon's x0 reaches tens of thousands at the last row; black and white pixels."""
+    schedule = SCHEDULES["cosine_table"]
+    for t in (1, 2, 3, 500, 999, 1000):
+        denoiser = Denoiser(
+            TwoHeads(),
+            schedule,
+            prediction,
+            GivenTimes(torch.full((16,), t / 1000)),
+            VLBWeighting(),
+            LearnedVariance(kind, levels),
+        )
+        with torch.no_grad():
+            denoiser.network.mean.fill_(far)  # type: ignore[operator, union-attr]
+        x0 = torch.randint(3, (16, 2, 4, 4)).float() - 1
+        denoiser.loss(x0, Cond(), torch.Generator().manual_seed(0)).mean().backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite()) for p in denoiser.network.parameters())
+
+
+def test_the_tail_of_the_normal_distribution_keeps_value_and_gradient() -> None:
+    z = torch.tensor([-1e6, -1e4, -150.0, -99.0, -3.0, 0.0, 5.0], requires_grad=True)
+    value = _log_normal_cdf(z)
+    exact = stats.norm.logcdf(z.detach().double().numpy())
+    np.testing.assert_allclose(value.detach().numpy(), exact, rtol=1e-5)
+    value.sum().backward()
+    slope = np.exp(stats.norm.logpdf(z.detach().double().numpy()) - exact)
+    np.testing.assert_allclose(z.grad.numpy(), slope, rtol=1e-3)  # type: ignore[union-attr]
 
 
 def test_wrappers_keep_the_variance_of_the_condition() -> None:
