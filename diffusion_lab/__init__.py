@@ -38,11 +38,13 @@ if TYPE_CHECKING:
         SigmoidWeighting,
         SNRWeighting,
         SoftMinSNRWeighting,
+        Terms,
         TruncatedSNRWeighting,
         UncertaintyWeighting,
         UniformWeighting,
         VLBWeighting,
         Weighting,
+        X0Weighting,
     )
 
 __version__ = "0.1.0"
@@ -77,11 +79,13 @@ _HOMES = {
         "SNRWeighting",
         "SigmoidWeighting",
         "SoftMinSNRWeighting",
+        "Terms",
         "TruncatedSNRWeighting",
         "UncertaintyWeighting",
         "UniformWeighting",
         "VLBWeighting",
         "Weighting",
+        "X0Weighting",
     ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -6,7 +6,8 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import diffusion_lab
 
@@ -48,6 +49,29 @@ def one_line(message: str, options: Iterable[str] = ()) -> str:
     if "one of" in reason and (given := re.search(r"Given value: (.{1,60})$", message, re.MULTILINE)):
         reason += f". Got value: {given[1]}"
     return ": ".join([*([".".join(keys)] if keys else []), reason + nearest(reason, [*options])])
+
+
+def constructor_line(message: str, config: Mapping[str, Any]) -> str:
+    """What a constructor has against its arguments, with the key of its object where jsonargparse buries it in a union.
+
+    Args:
+        message: The error's message.
+        config: The configuration that was being built.
+    """
+    built = re.search(r"Given value: Namespace\(class_path='([\w.]+)'", message)
+    if not message.startswith("Does not validate") or not built:
+        return " ".join(message.split())
+    key = next((key for key, path in class_paths(config) if path == built[1]), built[1])
+    return f"{key}: {one_line(message)}"
+
+
+def class_paths(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted key and the class path of each object in a configuration."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if name == "class_path":
+            yield key, value
+        else:
+            yield from class_paths(value, ".".join(part for part in (key, name) if part and part != "init_args"))
 
 
 def nearest(reason: str, options: list[str]) -> str:

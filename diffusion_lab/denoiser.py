@@ -110,7 +110,7 @@ class Denoiser(nn.Module):
     def _check_variance(self) -> None:
         """Raise InputError unless a learned variance has a table, and a loss that trains it."""
         if self.variance is None:
-            if isinstance(self.weighting, HybridWeighting):
+            if self.weighting.needs_variance:
                 raise InputError("HybridWeighting is for a learned variance: give model.variance, or another weighting")
             return
         if not isinstance(self.schedule, TableSchedule):
@@ -124,9 +124,11 @@ class Denoiser(nn.Module):
                 "VLBWeighting"
             )
 
-    def _check_channels(self, channels: int | None, out_channels: int | None) -> None:
+    def _check_channels(self, channels: object, out_channels: object) -> None:
         """Raise InputError unless the output has the channels of the input, or twice as many to learn the variance."""
-        if channels is None or out_channels is None or out_channels == channels * (1 if self.variance is None else 2):
+        if not isinstance(channels, int) or not isinstance(out_channels, int):  # the network does not say
+            return
+        if out_channels == channels * (1 if self.variance is None else 2):
             return
         if self.variance is None:
             raise InputError(

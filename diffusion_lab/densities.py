@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -65,35 +66,34 @@ class StratifiedUniform(Uniform):
 
 
 class LogNormal(Density):
-    """ln sigma_EDM ~ N(p_mean, p_std^2), where sigma_EDM = sigma_data sigma / alpha (EDM, arXiv 2206.00364, Table 1).
+    """ln(sigma_data sigma / alpha) ~ N(p_mean, p_std^2): EDM's ln sigma (arXiv 2206.00364, Table 1).
 
-    On a `KarrasSchedule` it is EDM's own; any other schedule is visited at the same noise levels, where it has them.
+    sigma_data is the schedule's: 0.5 in a `KarrasSchedule` unless said, and 1 in the others, which are visited at the
+    noise levels that they have.
     """
 
-    def __init__(
-        self, p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5, importance: bool = False
-    ) -> None:
+    def __init__(self, p_mean: float = -1.2, p_std: float = 1.2, importance: bool = False) -> None:
         """
         Args:
-            p_mean: The mean of ln sigma_EDM.
+            p_mean: The mean of ln sigma.
             p_std: Its deviation.
-            sigma_data: The deviation that data was divided by; 1 where p_mean is meant for sigma / alpha itself.
             importance: Divide the loss by the density, so that times count as under a uniform one.
 
         Raises:
-            InputError: A deviation is not positive.
+            InputError: The deviation is not positive.
         """
         super().__init__()
-        if p_std <= 0 or sigma_data <= 0:
-            raise InputError(f"LogNormal needs p_std > 0 and sigma_data > 0: got {p_std} and {sigma_data}")
-        self.mean, self.deviation, self.importance = p_mean - math.log(sigma_data), p_std, importance
+        if p_std <= 0:
+            raise InputError(f"LogNormal needs p_std > 0: got {p_std}")
+        self.p_mean, self.p_std, self.importance = p_mean, p_std, importance
 
     def draw(self, schedule: NoiseSchedule, batch_size: int, generator: torch.Generator) -> Tensor:
-        return schedule.time_at(-2 * (self.mean + self.deviation * _randn(batch_size, generator)))
+        log_sigma = self.p_mean + self.p_std * _randn(batch_size, generator)
+        return schedule.time_at(-2 * (log_sigma - math.log(schedule.sigma_data)))
 
     def pdf(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-        log_sigma = -schedule.log_snr(t) / 2
-        return _normal_pdf((log_sigma - self.mean) / self.deviation) / self.deviation * -schedule.log_snr_slope(t) / 2
+        log_sigma = math.log(schedule.sigma_data) - schedule.log_snr(t) / 2
+        return _normal_pdf((log_sigma - self.p_mean) / self.p_std) / self.p_std * -schedule.log_snr_slope(t) / 2
 
 
 class LogitNormal(Density):
@@ -115,7 +115,8 @@ class LogitNormal(Density):
         self.mean, self.std, self.importance = mean, std, importance
 
     def draw(self, schedule: NoiseSchedule, batch_size: int, generator: torch.Generator) -> Tensor:
-        return (self.mean + self.std * _randn(batch_size, generator)).sigmoid()
+        # Away from 0 and 1 by one rounding, where the density has no value.
+        return (self.mean + self.std * _randn(batch_size, generator)).sigmoid().clamp(2**-24, 1 - 2**-24)
 
     def pdf(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
         return _normal_pdf((t.logit() - self.mean) / self.std) / (self.std * t * (1 - t))
@@ -126,7 +127,7 @@ class LossSecondMoment(Density):
 
     Times are binned; p is uniform until every bin has its history full, and always mixed with a little of the uniform.
     The loss is divided by p, so its expectation stays and its variance falls. The history is part of a training
-    checkpoint, and shared between ranks.
+    checkpoint, and shared between ranks. In eval mode times are uniform, so that held-out losses can be compared.
     """
 
     importance = True
@@ -153,6 +154,11 @@ class LossSecondMoment(Density):
         self.register_buffer("losses", torch.zeros(bins, history))
         self.register_buffer("counts", torch.zeros(bins, dtype=torch.long))
 
+    def forward(self, schedule: NoiseSchedule, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return Uniform()(schedule, batch_size, generator)
+        return super().forward(schedule, batch_size, generator)
+
     def draw(self, schedule: NoiseSchedule, batch_size: int, generator: torch.Generator) -> Tensor:
         bin_ = torch.multinomial(self.probabilities(), batch_size, replacement=True, generator=generator)
         return (bin_ + 1 - _rand(batch_size, generator)) / self.bins
@@ -162,28 +168,38 @@ class LossSecondMoment(Density):
 
     def probabilities(self) -> Tensor:
         """The probability of each bin, [bins]."""
-        moment = self.losses.float().square().mean(1).sqrt()
+        greatest = self.losses.max()
+        moment = (self.losses / greatest).square().mean(1).sqrt()  # no square overflows
         learned = (1 - self.uniform_prob) * moment / moment.sum() + self.uniform_prob / self.bins
-        full = (self.counts >= self.history).all() & (moment.sum() > 0)
+        full = (self.counts >= self.history).all() & (greatest > 0)
         return torch.where(full, learned, 1 / self.bins)
 
     @torch.no_grad()
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Remember losses [B] at times [B] of every rank, the last `history` of each bin."""
         bin_, loss = _from_every_rank(self._bin(t)), _from_every_rank(loss.to(self.losses.dtype))
+        # What is not finite goes where it is thrown away, to a row behind the others: to leave it out, or what finds no
+        # place, would make a GPU wait for their number.
+        bin_ = torch.where(loss.isfinite(), bin_, self.bins)
         # Several losses of one bin take its next places one after the other: each one's is the number before it.
         bin_, order = bin_.sort(stable=True)
         loss = loss[order]
         position = torch.arange(len(bin_), device=bin_.device)
         within = position - torch.searchsorted(bin_, bin_)
-        added = torch.zeros_like(self.counts).scatter_add(0, bin_, torch.ones_like(bin_))
-        # Of more losses than there are places the last stay; the others go to a row that is thrown away, since taking
-        # them out would make a GPU wait for their number.
+        counts = torch.cat([self.counts, self.counts[:1]])
+        added = torch.zeros_like(counts).scatter_add(0, bin_, torch.ones_like(bin_))
+        # Of more losses than there are places the last stay.
         row = torch.where(added[bin_] - within > self.history, self.bins, bin_)
         losses = torch.cat([self.losses, self.losses[:1]])
-        losses[row, (self.counts[bin_] + within) % self.history] = loss
+        losses[row, (counts[bin_] + within) % self.history] = loss
         self.losses.copy_(losses[:-1])
-        self.counts.add_(added)
+        self.counts.add_(added[:-1])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LossSecondMoment:
+        losses = self.losses  # which stay in float32: half precision has no room for large ones
+        super()._apply(fn, recurse)
+        self.losses = losses.to(self.losses.device)
+        return self
 
     def _bin(self, t: Tensor) -> Tensor:
         return ((t * self.bins).ceil().long() - 1).clamp(0, self.bins - 1)

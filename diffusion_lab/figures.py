@@ -6,8 +6,9 @@ shows and `figure.savefig("schedules.pdf")` writes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from diffusion_lab.weightings import UniformWeighting, Weighting
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Learned = TypeVar("Learned", Density, Weighting)
 
 LOG_SNR_LABEL = r"log-SNR  $\lambda = \log(\alpha^2 / \sigma^2)$"
 CLEAN_TO_NOISE = (12.0, -12.0)  # the log-SNR that figures show: noise to the right, as in time
@@ -75,7 +78,7 @@ def plot_densities(objectives: Mapping[str, Objective]) -> Figure:
     figure, panels = _panels(1, objectives)
     for name, objective in objectives.items():
         log_snr, t, per_log_snr = _levels(objective.schedule)
-        panels[0].plot(log_snr, objective.density.pdf(objective.schedule, t) * per_log_snr, label=name)
+        panels[0].plot(log_snr, here(objective.density).pdf(objective.schedule, t) * per_log_snr, label=name)
     panels[0].set(xlabel=LOG_SNR_LABEL, ylabel=r"density of training  $p(\lambda)$", xlim=CLEAN_TO_NOISE)
     panels[0].set_ylim(bottom=0)
     return _finish(figure, panels)
@@ -114,10 +117,15 @@ def effective_weight(objective: Objective) -> tuple[Tensor, Tensor]:
     prediction.check(schedule)
     log_snr, t, per_log_snr = _levels(schedule)
     system = prediction.system(schedule, t)
-    p = torch.ones_like(t) if density.importance else density.pdf(schedule, t)
+    p = torch.ones_like(t) if density.importance else here(density).pdf(schedule, t)
     with torch.no_grad():
-        weight = weighting(schedule, t, prediction) * (system.determinant() / system.sigma) ** 2
+        weight = here(weighting)(schedule, t, prediction) * (system.determinant() / system.sigma) ** 2
     return log_snr, p * per_log_snr * weight
+
+
+def here(module: Learned) -> Learned:
+    """What a density or weighting has learned, on the CPU, wherever it is being trained."""
+    return copy.deepcopy(module).cpu()
 
 
 def _levels(schedule: NoiseSchedule) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ from diffusion_lab.generate import generate
 from diffusion_lab.noise import run_seed, training_generator
 from diffusion_lab.pipeline import sampling_options
 from diffusion_lab.predictions import Prediction
-from diffusion_lab.schedules import NoiseSchedule
+from diffusion_lab.schedules import KarrasSchedule, NoiseSchedule
 from diffusion_lab.spaces import Space
 from diffusion_lab.variance import LearnedVariance
 from diffusion_lab.weightings import Weighting
@@ -80,6 +80,12 @@ class DiffusionModule(Configurable, LightningModule):
         super().__init__()
         self.space = space
         self.denoiser = Denoiser(network, schedule, prediction, density, weighting, variance)
+        deviation = getattr(space, "deviation", None)
+        if isinstance(schedule, KarrasSchedule) and deviation not in (None, schedule.sigma_data):
+            raise InputError(
+                "a Karras schedule is for data divided by its deviation: make model.space.deviation and "
+                f"model.schedule.sigma_data equal (got {deviation} and {schedule.sigma_data}); EDM has 0.5"
+            )
         if variance is not None and variance.levels is not None and space.data_range != (-1, 1):
             raise InputError(
                 f"model.variance counts {variance.levels} levels from -1 to 1, but model.space has a data range of "

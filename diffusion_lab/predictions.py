@@ -105,8 +105,8 @@ class Prediction(Enum):
                 return System(alpha, sigma, -one, one)
             case Prediction.MU:
                 assert isinstance(schedule, TableSchedule)  # `check` has refused others
-                c0, ct, _ = schedule.posterior(t, schedule.row_before(t))
-                return System(alpha, sigma, c0 + ct * alpha, ct * sigma)
+                step = schedule.step_before(t)
+                return System(alpha, sigma, step.c0 + step.ct * alpha, step.ct * sigma)
 
     def check(self, schedule: NoiseSchedule) -> None:
         """Refuse a schedule on which the output does not tell x0 at every time that is trained or sampled.

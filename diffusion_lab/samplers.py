@@ -18,6 +18,7 @@ from diffusion_lab.configurable import Configurable
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.guidance import Denoise
 from diffusion_lab.predictions import Estimate
+from diffusion_lab.table_schedule import TableSchedule
 
 Noise = Callable[[int], Tensor]
 OnStep = Callable[[int, Tensor, Estimate], None]
@@ -72,20 +73,21 @@ class DDPM(Sampler):
     r"""Ancestral sampling from the posterior (DDPM, arXiv 2006.11239, eqs. 6-7, for any s < t).
 
     x_s = c0 x0 + ct x_t + std z, where std^2 is the variance of the posterior q(x_s | x_t, x0) = N(c0 x0 + ct x_t, ...)
-    ("small") or of the transition q(x_t | x_s) ("large", the paper's beta); `NoiseSchedule` has both. The last step, to
-    s = 0, adds no noise.
+    ("small") or of the transition q(x_t | x_s) ("large", the paper's beta); `NoiseSchedule` has both. Or it is the
+    model's own ("learned"): between those two on a logarithmic scale, where the model puts it for the step to the row
+    before (improved DDPM, arXiv 2102.09672, eq. 15 and section 4). The last step, to s = 0, adds no noise.
     """
 
-    def __init__(self, variance: Literal["small", "large"] = "small") -> None:
+    def __init__(self, variance: Literal["small", "large", "learned"] = "small") -> None:
         """
         Args:
-            variance: "small", the posterior's, or "large", that of the forward step.
+            variance: "small", the posterior's, "large", that of the forward step, or "learned", the model's.
 
         Raises:
             InputError: Another variance.
         """
-        if variance not in ("small", "large"):
-            raise unknown("DDPM variance", variance, ["small", "large"])
+        if variance not in ("small", "large", "learned"):
+            raise unknown("DDPM variance", variance, ["small", "large", "learned"])
         self.variance = variance
 
     def step(
@@ -93,13 +95,21 @@ class DDPM(Sampler):
     ) -> Tensor:
         estimate = denoise(x_t, t)
         history.append((t, estimate))
-        c0, ct, variance = denoise.schedule.posterior(t, s)
+        c0, ct, small = denoise.schedule.posterior(t, s)
         mean = ct * x_t + c0 * estimate.x0
         if s == 0:
             return mean
+        if self.variance == "small":
+            return mean + small.sqrt() * noise()
+        _, large = denoise.schedule.transition(t, s)
         if self.variance == "large":
-            _, variance = denoise.schedule.transition(t, s)
-        return mean + variance.sqrt() * noise()
+            return mean + large.sqrt() * noise()
+        if estimate.log_variance is None or not isinstance(denoise.schedule, TableSchedule):
+            raise InputError('this model has learned no variance: use DDPM("small") or DDPM("large")')
+        step = denoise.schedule.step_before(t)
+        least, greatest = step.variance.log(), step.beta.log()
+        fraction = (estimate.log_variance - least) / (greatest - least)
+        return mean + ((small.log() + (large / small).log() * fraction) / 2).exp() * noise()
 
 
 class DDIM(Sampler):

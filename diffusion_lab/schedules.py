@@ -28,11 +28,13 @@ class NoiseSchedule(Configurable, ABC):
         start: The time at which a walk begins: 1, except where that is infinite noise.
         ends: The earliest and the latest time between which steps are laid in sigma or in log-SNR, finite at both.
         default_spacing: How `times` lays its steps unless told.
+        sigma_data: The deviation that data was divided by, in whose units noise levels are named.
     """
 
     start: float = 1.0
     ends: tuple[float, float] = (1e-3, 1.0)
     default_spacing: Spacing = "trailing"
+    sigma_data: float = 1.0
 
     @abstractmethod
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,8 +83,9 @@ class NoiseSchedule(Configurable, ABC):
         With ratio r and variance v of the transition: c0 = alpha_s v / sigma_t^2, ct = r sigma_s^2 / sigma_t^2 and
         variance = v sigma_s^2 / sigma_t^2 (DDPM, arXiv 2006.11239, eqs. 6-7, for any s < t).
         """
-        (_, sigma_t), (alpha_s, sigma_s) = self(t), self(s)
-        r, v = self.transition(t, s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self(t), self(s)
+        r = alpha_t / alpha_s
+        v = sigma_t**2 - r**2 * sigma_s**2
         return alpha_s * v / sigma_t**2, r * sigma_s**2 / sigma_t**2, v * sigma_s**2 / sigma_t**2
 
     def times(self, steps: int, spacing: Spacing | None = None, rho: float = 7.0) -> Tensor:
@@ -106,10 +109,11 @@ class NoiseSchedule(Configurable, ABC):
         Even in a function of sigma / alpha between the two `ends`, and the first of them moved to `start`:
 
         - "karras": (sigma / alpha)^(1 / rho) in equal steps (arXiv 2206.00364, eq. 5). In a table the timesteps,
-          not whole, of diffusers' Euler with use_karras_sigmas; DPMSolverMultistep rounds them.
+          not whole, of diffusers' Euler with use_karras_sigmas; DPMSolverMultistep rounds them, down on
+          squaredcos_cap_v2.
         - "log_snr", also called "exponential": log-SNR in equal steps, by which sigma / alpha falls exponentially
           (DPM-Solver, arXiv 2206.00927). diffusers has it twice, as use_exponential_sigmas, whose timesteps Euler
-          leaves as they are, and as use_lu_lambdas, which DPMSolverMultistep rounds.
+          leaves as they are, and as use_lu_lambdas in DPMSolverMultistep, which rounds them likewise.
 
         Args:
             steps: The number of steps.
@@ -156,29 +160,36 @@ class NoiseSchedule(Configurable, ABC):
 
 
 class CosineSchedule(NoiseSchedule):
-    r"""log-SNR = -2 log tan(pi t / 2) + 2 log(shift), and alpha^2 + sigma^2 = 1 (simple diffusion, arXiv 2301.11093).
+    r"""log-SNR = -2 log tan(pi u / 2) + 2 log(shift), and alpha^2 + sigma^2 = 1 (simple diffusion, arXiv 2301.11093).
 
-    At shift 1 alpha = cos(pi t / 2) and sigma = sin(pi t / 2). A shift below 1 puts more noise at each time, as larger
-    images need: base / size, where `base` is the side of the images that shift 1 suits (64 in section 3.1). A network
-    is told 1000 t.
+    u goes with t, between the times of the greatest and of the least log-SNR; without these, u = t, and at shift 1
+    alpha = cos(pi t / 2) and sigma = sin(pi t / 2). t = 0 is clean data itself. A shift below 1 puts more noise at each
+    time, as larger images need: base / size, where `base` is the side of the images that shift 1 suits (64 in section
+    3.1). A network is told 1000 t.
     """
 
-    def __init__(self, shift: float = 1.0, log_snr_min: float | None = -15.0) -> None:
+    def __init__(self, shift: float = 1.0, log_snr_min: float | None = -15.0, log_snr_max: float | None = 15.0) -> None:
         """
         Args:
             shift: The factor of alpha / sigma at each time.
-            log_snr_min: log-SNR at t = 1 before the shift, to which t is rescaled; none for pure noise there, which
-                EPSILON cannot be trained on.
+            log_snr_min: log-SNR at t = 1 before the shift; none for pure noise, which EPSILON cannot be trained on.
+            log_snr_max: log-SNR next to t = 0 before the shift; none for no end of it.
 
         Raises:
-            InputError: The shift is not positive, or log_snr_min lies outside (-700, 0).
+            InputError: The shift is not positive, or a log-SNR lies outside of 0 to 600 on its side.
         """
         if not 0 < shift < math.inf:
             raise InputError(f"a cosine schedule needs shift > 0: got {shift}")
-        if log_snr_min is not None and not -700 < log_snr_min < 0:
-            raise InputError(f"log_snr_min must be from -700 to 0, or none for pure noise: got {log_snr_min}")
+        for end in (-log_snr_min if log_snr_min is not None else None, log_snr_max):
+            if end is not None and not 0 < end < 600:
+                raise InputError(
+                    "a cosine schedule needs log_snr_min from -600 to 0 and log_snr_max from 0 to 600, or none: got "
+                    f"{log_snr_min} and {log_snr_max}"
+                )
         self.shift = shift
-        self._stretch = 1.0 if log_snr_min is None else math.atan(math.exp(-log_snr_min / 2)) / (math.pi / 2)
+        # u at t = 0, and 1 - u at t = 1: each small, and exact.
+        self._low = 0.0 if log_snr_max is None else math.atan(math.exp(-log_snr_max / 2)) / (math.pi / 2)
+        self._high = 0.0 if log_snr_min is None else math.atan(math.exp(log_snr_min / 2)) / (math.pi / 2)
         if log_snr_min is None:
             self.ends = (1e-3, 1 - 1e-3)
 
@@ -195,19 +206,23 @@ class CosineSchedule(NoiseSchedule):
         return 2 * (cos.log() - sin.log() + math.log(self.shift))
 
     def time_at(self, log_snr: Tensor) -> Tensor:
-        angle = (self.shift * (-_full(log_snr) / 2).exp()).atan()
-        return (angle / (math.pi / 2 * self._stretch)).clamp(0, 1)
+        u = (self.shift * (-_full(log_snr) / 2).exp()).atan() / (math.pi / 2)
+        return ((u - self._low) / (1 - self._high - self._low)).clamp(0, 1)
 
     def log_snr_slope(self, t: Tensor) -> Tensor:
         cos, sin = self._arc(t)
-        return -math.pi * self._stretch / (sin * cos)
+        return -math.pi * (1 - self._high - self._low) / (sin * cos)
 
     def _arc(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the angle that t stands at; cos as a sine, because near a right angle it loses its digits."""
+        """cos and sin of pi u / 2; the cosine as a sine of the rest, because near a right angle it loses its digits."""
         t = _full(t)
-        # (1 - stretch t) from (1 - t), which is exact near 1.
-        rest = (1 - t) + (1 - self._stretch) * t
-        return (math.pi / 2 * rest).sin(), (math.pi / 2 * self._stretch * t).sin()
+        u = (1 - self._high) * t + self._low * (1 - t)
+        rest = (1 - self._low) * (1 - t) + self._high * t
+        clean = t == 0
+        return (
+            torch.where(clean, 1, (math.pi / 2 * rest).sin()),
+            torch.where(clean, 0, (math.pi / 2 * u).sin()),
+        )
 
 
 class KarrasSchedule(CosineSchedule):
@@ -236,7 +251,7 @@ class KarrasSchedule(CosineSchedule):
                 "a Karras schedule needs 0 < sigma_min < sigma_max and sigma_data > 0: got "
                 f"{sigma_min}, {sigma_max} and {sigma_data}"
             )
-        super().__init__(log_snr_min=None)
+        super().__init__(log_snr_min=None, log_snr_max=None)
         self.sigma_data = sigma_data
         earliest, latest = (math.atan(sigma / sigma_data) / (math.pi / 2) for sigma in (sigma_min, sigma_max))
         self.ends, self.start = (earliest, latest), latest

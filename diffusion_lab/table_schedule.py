@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,18 @@ from diffusion_lab.schedules import NoiseSchedule, Spacing
 Table = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 
 
+class Step(NamedTuple):
+    """The step to the row before: q(x_{i-1} | x_i, x0) = N(c0 x0 + ct x_i, variance), where q(x_i | x_{i-1}) has beta.
+
+    The variance is beta-tilde (DDPM, arXiv 2006.11239, eqs. 6-7).
+    """
+
+    c0: Tensor
+    ct: Tensor
+    beta: Tensor
+    variance: Tensor
+
+
 class TableSchedule(NoiseSchedule):
     r"""T discrete noise levels: row i has alpha_i^2 = prod_{j <= i} (1 - beta_j) and sigma_i^2 = 1 - alpha_i^2.
 
@@ -24,8 +36,8 @@ class TableSchedule(NoiseSchedule):
 
     The tables, with u = (i - 1) / (T - 1):
 
-    - "linear": beta from beta_start to beta_end in equal steps at T = 1000, and in proportion to 1000 / T otherwise
-      (DDPM, arXiv 2006.11239, section 4; improved DDPM, arXiv 2102.09672, for other T).
+    - "linear": beta from beta_start to beta_end in equal steps (DDPM, arXiv 2006.11239, section 4), all times 1000 / T
+      and at most 0.999, so that the last row is as noisy for every T (improved DDPM's code; diffusers does not).
     - "scaled_linear": sqrt(beta) in equal steps (latent diffusion, arXiv 2112.10752; Stable Diffusion has 0.00085 to
       0.012).
     - "squaredcos_cap_v2": alpha_i^2 = f(i / T) / f(0) with f(u) = cos^2((u + 0.008) / 1.008 * pi / 2) and
@@ -45,8 +57,8 @@ class TableSchedule(NoiseSchedule):
         Args:
             betas: The name of a table, or the T values themselves, each in (0, 1].
             steps: T, the number of rows of a named table; a list has its own length.
-            beta_start: The first beta of linear, scaled_linear and sigmoid.
-            beta_end: The last.
+            beta_start: The first beta of linear, scaled_linear and sigmoid; of linear, that at T = 1000.
+            beta_end: The last, likewise.
             zero_terminal_snr: Shift and scale alpha so that the last row is pure noise and the first is what it was
                 (arXiv 2305.08891, algorithm 1); EPSILON cannot be trained on it.
 
@@ -64,14 +76,14 @@ class TableSchedule(NoiseSchedule):
         self.alphas = 1 - table
         self.alphas_cumprod = torch.cumprod(self.alphas, 0)
         self.ends = (1 / len(table), 1.0 if self.alphas_cumprod[-1] > 0 else max(1, len(table) - 1) / len(table))
-        self._by_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._by_device: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def __len__(self) -> int:
         """T, the number of noisy rows."""
         return len(self.betas)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_row, sigma_row, half_log_snr = self._tables(t)
+        alpha_row, sigma_row, half_log_snr = self._on(t, "levels")
         row, fraction = self._row(t)
         upper = (row + 1).clamp(max=len(self))
         on_row = fraction == 0
@@ -102,16 +114,12 @@ class TableSchedule(NoiseSchedule):
         row, fraction = self._row(t)
         return (row + (fraction > 0)).clamp(min=1).to(fraction.dtype) / len(self)
 
-    def row_before(self, t: Tensor) -> Tensor:
-        """t - 1 / T, the time of the row before; 0, clean data, before row 1."""
-        return (t - 1 / len(self)).clamp(min=0)
-
     def log_snr(self, t: Tensor) -> Tensor:
         alpha, sigma = self(t)
         return 2 * (alpha.log() - sigma.log())
 
     def time_at(self, log_snr: Tensor) -> Tensor:
-        alpha_row, sigma_row, half_log_snr = self._tables(log_snr)
+        alpha_row, sigma_row, half_log_snr = self._on(log_snr, "levels")
         half = log_snr.to(half_log_snr.dtype) / 2
         # The row whose log-SNR is the last at or above this one; rows fall, and searchsorted wants them to rise.
         row = (torch.searchsorted(-half_log_snr, -half, right=True) - 1).clamp(0, len(self) - 1)
@@ -130,7 +138,7 @@ class TableSchedule(NoiseSchedule):
 
     def log_snr_slope(self, t: Tensor) -> Tensor:
         """d lambda / dt between the row before t and the row at or after it; on a row, from below."""
-        alpha_row, sigma_row, half_log_snr = self._tables(t)
+        alpha_row, sigma_row, half_log_snr = self._on(t, "levels")
         row, fraction = self._row(t)
         upper = (row + (fraction > 0)).clamp(min=1)
         lower = upper - 1
@@ -140,26 +148,25 @@ class TableSchedule(NoiseSchedule):
         sigma_slope = (sigma_row[upper] - sigma_row[lower]) * len(self)
         return torch.where(log_linear.isfinite(), log_linear, 2 * (alpha_slope / alpha - sigma_slope / sigma))
 
+    def step_before(self, t: Tensor) -> Step:
+        """The step from the row of t to the row before; between rows, its numbers in between.
+
+        At row 1, where the variance of the posterior is 0, it is that of row 2, as in improved DDPM (arXiv 2102.09672,
+        section 3.1), and in a table of one row beta_1.
+        """
+        row, fraction = self._row(t)
+        lower, upper = row.clamp(min=1) - 1, (row + (fraction > 0)).clamp(min=1) - 1
+        columns = self._on(fraction, "steps")
+        return Step(*(torch.lerp(column[lower], column[upper], fraction) for column in columns))
+
     def vlb_weight(self, t: Tensor) -> Tensor:
-        """The weight of the squared error of x0 in the variational bound, in nats: T c0^2 / (2 variance).
+        """The weight of the squared error of x0 in the variational bound, in nats: T c0^2 / (2 beta-tilde).
 
-        c0 and the variance are those of the posterior of the row before, so from row 2 on it is
-        T (SNR_{i-1} - SNR_i) / 2 (VDM, arXiv 2107.00630, eq. 13), and its mean over the rows is the sum of the bound's
-        terms. Row 1 has `posterior_variance`.
+        From row 2 on it is T (SNR_{i-1} - SNR_i) / 2 (VDM, arXiv 2107.00630, eq. 13). Its mean over the rows is the sum
+        of the bound's terms.
         """
-        t = self.snap(t)
-        c0, _, _ = self.posterior(t, self.row_before(t))
-        return len(self) * c0**2 / (2 * self.posterior_variance(t))
-
-    def posterior_variance(self, t: Tensor) -> Tensor:
-        """beta-tilde, the variance of q(x_{i-1} | x_i, x0) at the row of t; at row 1, where it is 0, that of row 2.
-
-        So improved DDPM has it (arXiv 2102.09672, section 3.1). In a table of one row it is beta_1.
-        """
-        if len(self) == 1:
-            return torch.full_like(self(t)[0], float(self.betas[0]))
-        t = self.snap(t).clamp(min=2 / len(self))
-        return self.posterior(t, self.row_before(t))[2]
+        step = self.step_before(self.snap(t))
+        return len(self) * step.c0**2 / (2 * step.variance)
 
     def times(self, steps: int, spacing: Spacing | None = None, rho: float = 7.0) -> Tensor:
         if not 1 <= steps <= len(self):
@@ -183,14 +190,24 @@ class TableSchedule(NoiseSchedule):
                 rows = rising.maximum(index).flip(0) + 1
         return rows / total
 
-    def _tables(self, t: Tensor) -> Tensor:
-        """[3, T + 1] of alpha, sigma and log(alpha / sigma), row 0 clean, in t's precision on its device."""
-        key = (t.device, torch.promote_types(t.dtype, torch.float32))
+    def _on(self, t: Tensor, name: Literal["levels", "steps"]) -> Tensor:
+        """A table in t's precision, float32 at least, on its device.
+
+        "levels": [3, T + 1] of alpha, sigma and log(alpha / sigma), row 0 clean. "steps": [4, T], the fields of `Step`.
+        """
+        key = (name, t.device, torch.promote_types(t.dtype, torch.float32))
         if key not in self._by_device:
-            clean = torch.ones(1, dtype=torch.float64)
-            squared = torch.cat([clean, self.alphas_cumprod])
-            alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
-            self._by_device[key] = torch.stack([alpha, sigma, (alpha / sigma).log()]).to(*key)
+            squared = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod])
+            if name == "levels":
+                alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
+                table = torch.stack([alpha, sigma, (alpha / sigma).log()])
+            else:
+                noise, before = 1 - squared[1:], squared[:-1]
+                variance = self.betas * (1 - before) / noise
+                variance[0] = variance[1] if len(self) > 1 else self.betas[0]
+                c0, ct = before.sqrt() * self.betas / noise, self.alphas.sqrt() * (1 - before) / noise
+                table = torch.stack([c0, ct, self.betas, variance])
+            self._by_device[key] = table.to(*key[1:])
         return self._by_device[key]
 
     def _row(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from diffusion_lab.callbacks import FIDCallback, ImageWriter
 from diffusion_lab.callbacks.writes_files import WritesFiles
-from diffusion_lab.config_errors import one_line
+from diffusion_lab.config_errors import constructor_line, one_line
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.module import DiffusionModule
@@ -74,7 +74,7 @@ class TrainingCLI(LightningCLI):
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             # What a constructor has against its arguments; a traceback through jsonargparse would not help.
-            raise InputError(" ".join(str(error).split())) from error
+            raise InputError(constructor_line(str(error), self.config[self.subcommand].as_dict())) from error
         if isinstance(self.datamodule, Unconditional):
             self.model.check_data(self.datamodule.columns(self.datamodule.part("all")))
         if self.subcommand == "fit" and output:

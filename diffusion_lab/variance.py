@@ -18,7 +18,7 @@ class LearnedVariance(Configurable):
     """Reads the logarithm of p(x_{i-1} | x_i)'s variance from C more output channels, and has the bound to train it.
 
     "range": log variance = f log beta + (1 - f) log beta-tilde with f = (output + 1) / 2, between the two bounds that
-    the true one lies in (improved DDPM, arXiv 2102.09672, eq. 15). "diagonal": the output itself, without bounds (DDPM,
+    the true one lies in (improved DDPM, arXiv 2102.09672, eq. 15). "diagonal": the output itself, from -40 to 40 (DDPM,
     arXiv 2006.11239, Table 2).
     """
 
@@ -41,9 +41,9 @@ class LearnedVariance(Configurable):
     def log_variance(self, output: Tensor, schedule: TableSchedule, t: Tensor) -> Tensor:
         """log variance [B, C, H, W] from the output's second half at times t, which broadcast with it."""
         if self.kind == "diagonal":
-            return output
-        least = schedule.posterior_variance(t).log()
-        greatest = schedule.transition(t, schedule.row_before(t))[1].log()
+            return output.clamp(-40, 40)
+        step = schedule.step_before(t)
+        least, greatest = step.variance.log(), step.beta.log()
         return least + (greatest - least) * (output + 1) / 2
 
     def bound(self, x0: Tensor, estimate: Estimate, schedule: TableSchedule, t: Tensor) -> Tensor:
@@ -59,13 +59,11 @@ class LearnedVariance(Configurable):
             t: The times of its rows, which broadcast with x0.
         """
         assert estimate.log_variance is not None
-        s = schedule.row_before(t)
-        c0, _, _ = schedule.posterior(t, s)
-        log_true = schedule.posterior_variance(t).log()
-        difference = c0 * (x0 - estimate.x0)  # of the two means; x_t has the same share in both
-        log_ratio = log_true - estimate.log_variance
+        step = schedule.step_before(t)
+        difference = step.c0 * (x0 - estimate.x0)  # of the two means; x_t has the same share in both
+        log_ratio = step.variance.log() - estimate.log_variance
         kl = 0.5 * (log_ratio.expm1() - log_ratio + difference**2 * (-estimate.log_variance).exp())
-        first = s == 0
+        first = t * len(schedule) < 1.5
         # At other rows without the difference, which can be so great there that what is not used has no gradient.
         surprise = self._surprise(x0, torch.where(first, estimate.x0, x0), estimate.log_variance)
         terms = torch.where(first, surprise, kl)

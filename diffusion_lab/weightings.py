@@ -41,9 +41,11 @@ class Weighting(Configurable, nn.Module, ABC):
 
     Attributes:
         trains_variance: Whether its loss trains a learned variance too.
+        needs_variance: Whether it is for a learned variance alone.
     """
 
     trains_variance: bool = False
+    needs_variance: bool = False
 
     @abstractmethod
     def forward(self, schedule: NoiseSchedule, t: Tensor, prediction: Prediction) -> Tensor:
@@ -170,7 +172,9 @@ class VLBWeighting(X0Weighting):
 
     On a table that is T c0^2 / (2 beta-tilde), so that the mean over rows is the sum of the bound's terms (DDPM,
     arXiv 2006.11239, eq. 8, with the posterior's variance); on a continuous schedule -SNR'(t) / 2 (VDM,
-    arXiv 2107.00630, eq. 15). With a learned variance the loss is the bound's term itself.
+    arXiv 2107.00630, eq. 15). With a learned variance the loss is the bound's term itself. Under a uniform density the
+    flow and the Karras schedule give the bound no end, as their log-SNR has none: the weight of the error of v grows as
+    1 / t. `CosineSchedule` has a greatest log-SNR.
     """
 
     trains_variance = True
@@ -207,7 +211,7 @@ class HybridWeighting(Weighting):
     counts the bound in bits.
     """
 
-    trains_variance = True
+    trains_variance = needs_variance = True
 
     def __init__(self, weighting: Weighting | None = None, vlb_scale: float = 0.001) -> None:
         """
@@ -216,10 +220,12 @@ class HybridWeighting(Weighting):
             vlb_scale: The bound's share.
 
         Raises:
-            InputError: The share is not positive.
+            InputError: The share is not positive, or the weighting has the bound in it already.
         """
         super().__init__()
         self.weighting, self.vlb_scale = weighting or UniformWeighting(), positive("vlb_scale", vlb_scale)
+        if self.weighting.trains_variance:
+            raise InputError(f"{type(weighting).__name__} has the bound in it already: give it alone, or another in it")
 
     def forward(self, schedule: NoiseSchedule, t: Tensor, prediction: Prediction) -> Tensor:
         return self.weighting(schedule, t, prediction)
@@ -230,7 +236,7 @@ class HybridWeighting(Weighting):
 
 
 class UncertaintyWeighting(Weighting):
-    """A weighting's loss L as L / e^u + u, with a learned u(t): every time comes to weigh the same.
+    """A weighting's loss L as L / e^u + u, with a learned u(t): all times come to weigh the same. In eval mode it is L.
 
     EDM2, arXiv 2312.02696, eqs. 14-16 and 21. Where it is least, e^u is the expectation of L at that time. u is a
     linear layer on random Fourier features of -lambda / 8, which is EDM's ln(sigma) / 4 on unit data, and 0 at first.
@@ -249,27 +255,29 @@ class UncertaintyWeighting(Weighting):
         if features < 1:
             raise InputError(f"features must be at least 1: got {features}")
         self.weighting = weighting or UniformWeighting()
-        self.trains_variance = self.weighting.trains_variance
+        self.trains_variance, self.needs_variance = self.weighting.trains_variance, self.weighting.needs_variance
         self.frequency: Tensor
         self.phase: Tensor
         self.register_buffer("frequency", 2 * math.pi * torch.randn(features))
         self.register_buffer("phase", 2 * math.pi * torch.rand(features))
-        self.linear = nn.Linear(features, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.weight, self.bias = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(()))
 
     def log_variance(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
         """u at times t [B]."""
         noise = -schedule.log_snr(t).clamp(-40, 40)[:, None] / 8
         features = math.sqrt(2) * torch.cos(noise * self.frequency.to(noise) + self.phase.to(noise))  # [B, features]
-        return self.linear(features.to(self.linear.weight.dtype)).squeeze(1).to(noise.dtype)
+        # Not as a layer, which autocast would round to 8 bits: e^u is a factor of the loss.
+        return (features * self.weight.to(noise)).sum(1) + self.bias.to(noise)
 
     def forward(self, schedule: NoiseSchedule, t: Tensor, prediction: Prediction) -> Tensor:
         return self.weighting(schedule, t, prediction) * (-self.log_variance(schedule, t)).exp()
 
     def loss(self, terms: Terms) -> Tensor:
+        loss = self.weighting.loss(terms)
+        if not self.training:  # held-out losses are compared over time
+            return loss
         u = self.log_variance(terms.schedule, terms.t)
-        return self.weighting.loss(terms) * (-u).exp() + u
+        return loss * (-u).exp() + u
 
 
 def positive(name: str, value: float) -> float:

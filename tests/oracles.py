@@ -32,7 +32,7 @@ SCHEDULES: dict[str, NoiseSchedule] = {
     "cosine_table": TableSchedule("squaredcos_cap_v2"),
     "zero_snr": TableSchedule("linear", zero_terminal_snr=True),
     "cosine": CosineSchedule(),
-    "cosine_shifted": CosineSchedule(0.25, None),
+    "cosine_shifted": CosineSchedule(0.25, None, None),
     "karras": KarrasSchedule(),
     "flow": FlowSchedule(),
     "flow_shifted": FlowSchedule(3.0),

@@ -46,7 +46,7 @@ def sd3_cdf(t: np.ndarray) -> np.ndarray:
         (Uniform(), KarrasSchedule(), stats.uniform.cdf),
         (StratifiedUniform(), KarrasSchedule(), stats.uniform.cdf),
         (LogNormal(), KarrasSchedule(), edm_cdf),
-        (LogNormal(0.0, 1.0, 1.0), FlowSchedule(), lambda t: stats.norm.cdf(np.log(t / (1 - t)))),
+        (LogNormal(0.0, 1.0), FlowSchedule(), lambda t: stats.norm.cdf(np.log(t / (1 - t)))),
         (LogitNormal(-0.5, 0.8), FlowSchedule(3.0), sd3_cdf),
         (LossSecondMoment(), KarrasSchedule(), stats.uniform.cdf),
     ],
@@ -150,6 +150,33 @@ def test_loss_second_moment_keeps_the_last_losses_of_each_time_in_a_batch() -> N
             del queue[:-3]
     for row, queue in zip(density.losses, queues, strict=True):
         assert sorted(row.tolist()) == pytest.approx(sorted(queue))
+
+
+def test_losses_that_are_not_finite_are_not_remembered() -> None:
+    density = learned(4)
+    before = density.probabilities()
+    density.update(torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([torch.inf, torch.nan, 0.14, -torch.inf]))
+    torch.testing.assert_close(density.probabilities(), before, rtol=1e-3, atol=0)
+    assert density.counts.tolist() == [20, 21, 20, 20]
+    density.update(torch.tensor([0.9]), torch.tensor([1e30]))
+    assert bool(density.probabilities().isfinite().all())
+    assert density.probabilities()[3] > 0.99
+    density.half().update(torch.tensor([0.9]), torch.tensor([1e6]))
+    assert density.losses.max() == pytest.approx(1e30)
+
+
+def test_held_out_times_do_not_depend_on_what_was_learned() -> None:
+    schedule = TableSchedule("linear")
+    for density in (learned(), LossSecondMoment(50)):
+        t, weight = drawn(density.eval(), schedule)
+        expected, _ = drawn(Uniform(), schedule)
+        assert torch.equal(t, expected)
+        assert torch.equal(weight, torch.ones_like(t))
+
+
+def test_extreme_times_keep_their_density() -> None:
+    t, weight = drawn(LogitNormal(std=20, importance=True), FlowSchedule())
+    assert bool(((t > 0) & (t < 1) & weight.isfinite()).all())
 
 
 def test_bad_arguments_are_refused() -> None:

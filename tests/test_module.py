@@ -19,6 +19,7 @@ from diffusion_lab import (
     DiffusionModule,
     Digits,
     InputError,
+    KarrasSchedule,
     LearnedVariance,
     LossSecondMoment,
     Pipeline,
@@ -257,7 +258,7 @@ def test_what_an_objective_learned_is_resumed_and_not_shipped(tmp_path: Path) ->
     density, weighting = whole.denoiser.density, whole.denoiser.weighting
     assert density.counts.sum() == 12 * 239
     assert density.probabilities().std() > 0.01
-    assert weighting.linear.weight.abs().max() > 0
+    assert weighting.weight.abs().max() > 0
     for key, value in whole.state_dict().items():
         if isinstance(value, Tensor):
             assert torch.equal(value, resumed.state_dict()[key]), key
@@ -295,6 +296,16 @@ def test_a_learned_variance_needs_the_levels_of_pixels() -> None:
     ):
         tiny_module(network=network, **options)
     tiny_module(network=network, **options | {"variance": LearnedVariance(levels=None)})
+
+
+def test_karras_levels_need_data_of_their_deviation() -> None:
+    for space, schedule in (
+        (PixelSpace([1, 8, 8]), KarrasSchedule()),
+        (PixelSpace([1, 8, 8], 0.5), KarrasSchedule(sigma_data=1)),
+    ):
+        with pytest.raises(InputError, match="make model.space.deviation and model.schedule.sigma_data equal"):
+            tiny_module(space=space, schedule=schedule)
+    tiny_module(space=PixelSpace([1, 8, 8], 0.5), schedule=KarrasSchedule())
 
 
 def test_load_from_checkpoint_needs_no_arguments(tmp_path: Path) -> None:

@@ -16,22 +16,26 @@ from diffusion_lab import (
 
 
 def whole_range(schedule: NoiseSchedule) -> torch.Tensor:
-    """The rows of a table, or times as far as a walk goes."""
-    return schedule.snap(torch.linspace(0.001, schedule.start, 1000, dtype=torch.float64))
+    """The rows of a table, or times as near to clean data as float32 draws them and as far as a walk goes."""
+    even = torch.linspace(0.001, schedule.start, 1000, dtype=torch.float64)
+    near = torch.logspace(-7, -3, 100, dtype=torch.float64)
+    return schedule.snap(torch.cat([near, even, schedule.start - near]))
 
 
 @pairs
 def test_round_trip(prediction: Prediction, schedule: NoiseSchedule) -> None:
     t = whole_range(schedule)
     system = prediction.system(schedule, t)
-    x0, eps = torch.rand(2, 1000, dtype=torch.float64) * 2 - 1
+    x0, eps = torch.rand(2, len(t), dtype=torch.float64) * 2 - 1
     estimate = system.solve(system.target(x0, eps), system.mix(x0, eps))
-    tolerance = 1e-15 / torch.minimum(system.alpha, system.sigma)
+    least = torch.minimum(system.alpha, system.sigma)
+    # Where nothing is left of the image there is no such bound, and V, X0 and FLOW give it whole.
+    tolerance = 1e-15 / torch.where(least == 0, 1, least)
     if prediction is Prediction.MU:  # mu = c0 x0 + ct x_t holds so little of x0 that the rest of its digits are x_t's
-        tolerance = tolerance / schedule.posterior(t, schedule.row_before(t))[0]  # type: ignore[attr-defined]
+        assert isinstance(schedule, TableSchedule)
+        tolerance = tolerance / schedule.step_before(t).c0
     for ours, exact in ((estimate.x0, x0), (estimate.eps, eps)):
         assert ((ours - exact).abs() / tolerance).max() < 1
-    assert bool(estimate.x0.isfinite().all())
 
 
 def test_targets_are_the_papers() -> None:

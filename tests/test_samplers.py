@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
-from typing import get_args
+from typing import Any, get_args
 
 import diffusers
 import pytest
 import torch
 from oracles import SCHEDULES, GaussianOracle, Oracle, SpyNetwork, every_schedule
 
-from diffusion_lab import DDIM, DDPM, Cond, Denoiser, Guided, InputError, TableSchedule
+from diffusion_lab import DDIM, DDPM, Cond, Denoiser, Estimate, Guided, InputError, LearnedVariance, TableSchedule
 from diffusion_lab.guidance import Clipped
 from diffusion_lab.samplers import Sampler, find_sampler
 from diffusion_lab.schedules import NoiseSchedule, Spacing
@@ -125,6 +126,45 @@ def test_equal_to_diffusers(sampler: Sampler, name: str, steps: int) -> None:
         else:
             x = ddpm_step(theirs, v, index, x, noises[i])
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("steps", [5, 13, 50, 1000])
+def test_a_learned_variance_equals_diffusers(name: Any, steps: int) -> None:
+    """Respaced: the model's place between the bounds of a row's step is kept between those of the walk's."""
+    schedule = TableSchedule(name)
+    theirs = diffusers.DDPMScheduler(
+        beta_schedule=name, clip_sample=False, prediction_type="v_prediction", variance_type="learned_range"
+    )
+    theirs.betas, theirs.alphas, theirs.alphas_cumprod = schedule.betas, schedule.alphas, schedule.alphas_cumprod
+    theirs.one = torch.tensor(1.0, dtype=torch.float64)
+    theirs.set_timesteps(steps)
+    oracle, variance = GaussianOracle(schedule, mean=0.3, deviation=0.5), LearnedVariance()
+
+    class Learned:
+        schedule = oracle.schedule
+
+        def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> Estimate:
+            return replace(oracle(x_t, t), log_variance=variance.log_variance(x_t.sin(), schedule, t))
+
+    x_T, noises = drawn(4, 1, 2, 2), drawn(steps, 4, 1, 2, 2)
+    ours = DDPM("learned")(Learned(), x_T, schedule.times(steps, "leading"), lambda i: noises[i])
+    x = x_T
+    for i, index in enumerate(theirs.timesteps):
+        t = (index.double() + 1) / 1000
+        estimate = oracle(x, t)
+        alpha, sigma = schedule(t)
+        v = alpha * estimate.eps - sigma * estimate.x0
+        x = ddpm_step(theirs, torch.cat([v, x.sin()], 1), index, x, noises[i])
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-6)
+
+
+def test_a_variance_that_was_not_learned_is_refused() -> None:
+    for schedule in (LINEAR, SCHEDULES["flow"]):
+        with pytest.raises(InputError, match='has learned no variance: use DDPM."small". or DDPM."large"'):
+            DDPM("learned")(
+                Oracle(schedule, drawn(1, 1, 2, 2)), drawn(1, 1, 2, 2), schedule.times(3), lambda i: drawn(1, 1, 2, 2)
+            )
 
 
 def ddpm_step(

@@ -86,14 +86,19 @@ def test_transition_is_the_forward_process(schedule: NoiseSchedule) -> None:
     torch.testing.assert_close(ct, posterior * ratio / variance, rtol=1e-7, atol=1e-12)
 
 
-def test_cosine_is_simple_diffusions() -> None:
-    """Its logsnr_schedule_cosine and its shift, written out, at the lower end that it has."""
-    for shift in (1.0, 0.25):
-        t_max = math.atan(math.exp(-0.5 * -15.0))
-        log_snr = [-2 * math.log(math.tan(t * t_max)) + 2 * math.log(shift) for t in T.tolist()]
-        ours = CosineSchedule(shift).log_snr(T)
-        torch.testing.assert_close(ours, torch.tensor(log_snr, dtype=torch.float64), rtol=1e-10, atol=1e-10)
-    whole = CosineSchedule(log_snr_min=None)
+@pytest.mark.parametrize("shift", [1.0, 0.25])
+def test_cosine_is_simple_diffusions(shift: float) -> None:
+    """The paper's schedule between log-SNR 15 and -15, and its shift, written out."""
+    t_min, t_max = math.atan(math.exp(-0.5 * 15)), math.atan(math.exp(-0.5 * -15))
+    log_snr = [-2 * math.log(math.tan(t_min + t * (t_max - t_min))) + 2 * math.log(shift) for t in T.tolist()]
+    schedule = CosineSchedule(shift)
+    torch.testing.assert_close(schedule.log_snr(T), torch.tensor(log_snr, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    ends = schedule.log_snr(torch.tensor([1e-12, 1.0], dtype=torch.float64)) - 2 * math.log(shift)
+    torch.testing.assert_close(ends, torch.tensor([15.0, -15.0], dtype=torch.float64), rtol=1e-7, atol=0)
+
+
+def test_a_cosine_without_ends_is_the_quarter_of_a_circle() -> None:
+    whole = CosineSchedule(log_snr_min=None, log_snr_max=None)
     torch.testing.assert_close(whole(T)[0], (math.pi / 2 * T).cos())
     torch.testing.assert_close(whole(T)[1], (math.pi / 2 * T).sin())
     torch.testing.assert_close(whole.network_time(T), 1000 * T)
@@ -145,7 +150,9 @@ def test_bad_arguments_are_refused() -> None:
     for make in (lambda: CosineSchedule(0), lambda: FlowSchedule(-1)):
         with pytest.raises(InputError, match="needs shift > 0"):
             make()
-    with pytest.raises(InputError, match="log_snr_min must be from -700 to 0, or none for pure noise: got 1"):
+    with pytest.raises(
+        InputError, match="log_snr_min from -600 to 0 and log_snr_max from 0 to 600, or none: got 1.0 and 15.0"
+    ):
         CosineSchedule(log_snr_min=1.0)
     with pytest.raises(InputError, match="0 < sigma_min < sigma_max.*got 3, 2 and 0.5"):
         KarrasSchedule(3, 2)

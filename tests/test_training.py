@@ -158,6 +158,6 @@ def test_the_learned_variance_is_that_of_the_step(kind: Any) -> None:
         with torch.no_grad():
             estimate = denoiser(x_t, t, Cond())
         assert estimate.log_variance is not None
-        c0, _, posterior = schedule.posterior(t[0], schedule.row_before(t[0]))
-        actual = posterior + c0**2 * (x0 - MixtureOracle(schedule)(x_t, t).x0).square().mean()
+        step = schedule.step_before(t[0])
+        actual = step.variance + step.c0**2 * (x0 - MixtureOracle(schedule)(x_t, t).x0).square().mean()
         assert estimate.log_variance.exp().mean().item() == pytest.approx(actual.item(), rel=0.1)

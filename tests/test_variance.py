@@ -203,8 +203,11 @@ def test_what_cannot_be_is_refused_at_construction() -> None:
         with pytest.raises(InputError, match="does not train the variance: use HybridWeighting.*or VLBWeighting"):
             Denoiser(TwoHeads(), LINEAR, weighting=weighting, variance=variance)
     Denoiser(TwoHeads(), LINEAR, weighting=UncertaintyWeighting(HybridWeighting()), variance=variance)
-    with pytest.raises(InputError, match="HybridWeighting is for a learned variance"):
-        Denoiser(SpyNetwork(), LINEAR, weighting=HybridWeighting())
+    for hybrid in (HybridWeighting(), UncertaintyWeighting(HybridWeighting())):
+        with pytest.raises(InputError, match="HybridWeighting is for a learned variance"):
+            Denoiser(SpyNetwork(), LINEAR, weighting=hybrid)
+    with pytest.raises(InputError, match="VLBWeighting has the bound in it already"):
+        HybridWeighting(VLBWeighting())
     with pytest.raises(InputError, match="unknown kind of learned variance 'ranged'"):
         LearnedVariance("ranged")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="levels must be at least 2, or none: got 1"):

@@ -174,6 +174,9 @@ def test_uncertainty_learns_the_loss_of_each_time() -> None:
         optimizer.step()
     torch.testing.assert_close(weighting.log_variance(schedule, t).exp(), error, rtol=0.02, atol=0)
     torch.testing.assert_close(weighting(schedule, t, Prediction.V) * error, torch.ones(64), rtol=0.02, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(weighting.log_variance(schedule, t).exp(), error, rtol=0.02, atol=0)
+    torch.testing.assert_close(weighting.eval().loss(terms), error)  # held-out losses are without it
 
 
 def test_wrappers_hold_the_weighting_that_they_wrap() -> None:
@@ -183,8 +186,8 @@ def test_wrappers_hold_the_weighting_that_they_wrap() -> None:
         torch.testing.assert_close(wrapper(schedule, t, Prediction.V), inner(schedule, t, Prediction.V))
     assert UncertaintyWeighting(HybridWeighting()).trains_variance
     assert [name for name, _ in HybridWeighting(UncertaintyWeighting()).named_parameters()] == [
-        "weighting.linear.weight",
-        "weighting.linear.bias",
+        "weighting.weight",
+        "weighting.bias",
     ]
 
 
