@@ -78,7 +78,7 @@ def plot_densities(objectives: Mapping[str, Objective]) -> Figure:
     figure, panels = _panels(1, objectives)
     for name, objective in objectives.items():
         log_snr, t, per_log_snr = _levels(objective.schedule)
-        panels[0].plot(log_snr, here(objective.density).pdf(objective.schedule, t) * per_log_snr, label=name)
+        panels[0].plot(log_snr, _here(objective.density).pdf(objective.schedule, t) * per_log_snr, label=name)
     panels[0].set(xlabel=LOG_SNR_LABEL, ylabel=r"density of training  $p(\lambda)$", xlim=CLEAN_TO_NOISE)
     panels[0].set_ylim(bottom=0)
     return _finish(figure, panels)
@@ -117,13 +117,13 @@ def effective_weight(objective: Objective) -> tuple[Tensor, Tensor]:
     prediction.check(schedule)
     log_snr, t, per_log_snr = _levels(schedule)
     system = prediction.system(schedule, t)
-    p = torch.ones_like(t) if density.importance else here(density).pdf(schedule, t)
+    p = torch.ones_like(t) if density.importance else _here(density).pdf(schedule, t)
     with torch.no_grad():
-        weight = here(weighting)(schedule, t, prediction) * (system.determinant() / system.sigma) ** 2
+        weight = _here(weighting)(schedule, t, prediction) * (system.determinant() / system.sigma) ** 2
     return log_snr, p * per_log_snr * weight
 
 
-def here(module: Learned) -> Learned:
+def _here(module: Learned) -> Learned:
     """What a density or weighting has learned, on the CPU, wherever it is being trained."""
     return copy.deepcopy(module).cpu()
 
