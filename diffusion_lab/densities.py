@@ -89,7 +89,8 @@ class LogNormal(Density):
 
     def draw(self, schedule: NoiseSchedule, batch_size: int, generator: torch.Generator) -> Tensor:
         log_sigma = self.p_mean + self.p_std * _randn(batch_size, generator)
-        return schedule.time_at(-2 * (log_sigma - math.log(schedule.sigma_data)))
+        # A schedule with a greatest log-SNR gives 0, clean data, for what lies above it.
+        return schedule.time_at(-2 * (log_sigma - math.log(schedule.sigma_data))).clamp(min=2**-24)
 
     def pdf(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
         log_sigma = math.log(schedule.sigma_data) - schedule.log_snr(t) / 2

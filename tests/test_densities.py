@@ -177,6 +177,9 @@ def test_held_out_times_do_not_depend_on_what_was_learned() -> None:
 def test_extreme_times_keep_their_density() -> None:
     t, weight = drawn(LogitNormal(std=20, importance=True), FlowSchedule())
     assert bool(((t > 0) & (t < 1) & weight.isfinite()).all())
+    for schedule in SCHEDULES.values():
+        t, _ = drawn(LogNormal(p_std=20), schedule)
+        assert bool(((t > 0) & (t <= 1)).all())
 
 
 def test_bad_arguments_are_refused() -> None:
