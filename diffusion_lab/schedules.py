@@ -109,8 +109,8 @@ class NoiseSchedule(Configurable, ABC):
         Even in a function of sigma / alpha between the two `ends`, and the first of them moved to `start`:
 
         - "karras": (sigma / alpha)^(1 / rho) in equal steps (arXiv 2206.00364, eq. 5). In a table the timesteps,
-          not whole, of diffusers' Euler with use_karras_sigmas; DPMSolverMultistep rounds them, down on
-          squaredcos_cap_v2.
+          not whole, of diffusers' Euler with use_karras_sigmas; DPMSolverMultistep rounds them (in recent
+          versions down, on squaredcos_cap_v2).
         - "log_snr", also called "exponential": log-SNR in equal steps, by which sigma / alpha falls exponentially
           (DPM-Solver, arXiv 2206.00927). diffusers has it twice, as use_exponential_sigmas, whose timesteps Euler
           leaves as they are, and as use_lu_lambdas in DPMSolverMultistep, which rounds them likewise.

@@ -206,8 +206,8 @@ def test_rounded_they_are_the_integers_of_dpm_solver(spacing: Any, flag: str, na
     theirs = diffusers.DPMSolverMultistepScheduler(beta_schedule=name, **{flag: True})
     theirs.set_timesteps(steps)
     ours = schedule.network_time(schedule.times(steps, spacing)[:-1])
-    if name == "squaredcos_cap_v2":  # there it cuts off; float32 sigmas may fall short of a whole row
-        assert bool(((ours - theirs.timesteps > -0.1) & (ours - theirs.timesteps < 1.1)).all())
+    if name == "squaredcos_cap_v2":  # there recent versions cut off what older ones round
+        assert bool(((ours - theirs.timesteps > -0.6) & (ours - theirs.timesteps < 1.1)).all())
     else:
         assert ours.round().tolist() == theirs.timesteps.tolist()
 
