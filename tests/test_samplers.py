@@ -117,10 +117,7 @@ def test_equal_to_diffusers(sampler: Sampler, name: str, steps: int) -> None:
     ours = sampler(oracle, x_T, schedule.times(steps, "leading"), lambda i: noises[i])
     x = x_T
     for i, index in enumerate(theirs.timesteps):
-        t = (index.double() + 1) / 1000
-        estimate = oracle(x, t)
-        alpha, sigma = schedule(t)
-        v = alpha * estimate.eps - sigma * estimate.x0
+        v = v_of(oracle, x, index)
         if isinstance(sampler, DDIM):
             x = theirs.step(v, index, x, eta=sampler.eta, variance_noise=noises[i] if sampler.eta else None).prev_sample
         else:
@@ -151,10 +148,7 @@ def test_a_learned_variance_equals_diffusers(name: Any, steps: int) -> None:
     ours = DDPM("learned")(Learned(), x_T, schedule.times(steps, "leading"), lambda i: noises[i])
     x = x_T
     for i, index in enumerate(theirs.timesteps):
-        t = (index.double() + 1) / 1000
-        estimate = oracle(x, t)
-        alpha, sigma = schedule(t)
-        v = alpha * estimate.eps - sigma * estimate.x0
+        v = v_of(oracle, x, index)
         x = ddpm_step(theirs, torch.cat([v, x.sin()], 1), index, x, noises[i])
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-6)
 
@@ -165,6 +159,14 @@ def test_a_variance_that_was_not_learned_is_refused() -> None:
             DDPM("learned")(
                 Oracle(schedule, drawn(1, 1, 2, 2)), drawn(1, 1, 2, 2), schedule.times(3), lambda i: drawn(1, 1, 2, 2)
             )
+
+
+def v_of(oracle: GaussianOracle, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """What a network that predicts v would output at diffusers' integer."""
+    t = (index.double() + 1) / 1000
+    estimate = oracle(x, t)
+    alpha, sigma = oracle.schedule(t)
+    return alpha * estimate.eps - sigma * estimate.x0
 
 
 def ddpm_step(
