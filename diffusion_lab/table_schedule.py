@@ -186,7 +186,7 @@ class TableSchedule(NoiseSchedule):
             case "linspace":
                 rows = torch.linspace(total - 1, 0, steps, dtype=torch.float64).round() + 1
             case _:
-                rising = ((total - 1) * (index / max(1, steps - 1)) ** 2).floor() if steps > 1 else index + total - 1
+                rising = ((total - 1) * (index / (steps - 1)) ** 2).floor() if steps > 1 else index + total - 1
                 rows = rising.maximum(index).flip(0) + 1
         return rows / total
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,6 +165,26 @@ def test_losses_that_are_not_finite_are_not_remembered() -> None:
     assert density.probabilities()[3] > 0.99
     density.half().update(torch.tensor([0.9]), torch.tensor([1e6]))
     assert density.losses.max() == pytest.approx(1e30)
+
+
+def share_losses(rank: int, port: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    density = LossSecondMoment(bins=4, history=2)
+    density.update(torch.tensor([0.2, 0.4]) + 0.5 * rank, torch.tensor([1.0, 2.0]) + 10 * rank)
+    torch.save(density.state_dict(), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_share_what_a_density_learns(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(share_losses, (port, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert states[0]["counts"].tolist() == [1, 1, 1, 1]
+    assert states[0]["losses"][:, 0].tolist() == [1, 2, 11, 12]
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key])
 
 
 def test_held_out_times_do_not_depend_on_what_was_learned() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -266,26 +265,6 @@ def test_what_an_objective_learned_is_resumed_and_not_shipped(tmp_path: Path) ->
     assert not [key for key in keys if "density" in key or "weighting" in key]
     for weights in ("ema", "raw"):
         assert load(tmp_path / "half" / "last.ckpt", weights).state_dict().keys() == keys.keys()
-
-
-def share_losses(rank: int, port: int, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    density = LossSecondMoment(bins=4, history=2)
-    density.update(torch.tensor([0.2, 0.4]) + 0.5 * rank, torch.tensor([1.0, 2.0]) + 10 * rank)
-    torch.save(density.state_dict(), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_ranks_share_what_a_density_learns(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(share_losses, (port, tmp_path), nprocs=2)  # type: ignore[attr-defined]
-    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert states[0]["counts"].tolist() == [1, 1, 1, 1]
-    assert states[0]["losses"][:, 0].tolist() == [1, 2, 11, 12]
-    for key, value in states[0].items():
-        assert torch.equal(value, states[1][key])
 
 
 def test_a_learned_variance_needs_the_levels_of_pixels() -> None:
