@@ -23,6 +23,7 @@ REQUIRED = [
     "matplotlib>=3.8",
     "rich>=14.1",
     "scikit-learn>=1.5",
+    "scipy>=1.15",
     "numpy>=1.26",
     "pillow>=10",
 ]

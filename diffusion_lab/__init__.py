@@ -25,7 +25,21 @@ if TYPE_CHECKING:
     from diffusion_lab.noise import SeededNoise
     from diffusion_lab.pipeline import Pipeline, load, save
     from diffusion_lab.predictions import Estimate, Prediction
-    from diffusion_lab.samplers import DDIM, DDPM
+    from diffusion_lab.samplers import (
+        DDIM,
+        DDPM,
+        DEIS,
+        LMS,
+        PNDM,
+        DPMSolverPP,
+        Euler,
+        EulerAncestral,
+        Heun,
+        RePaint,
+        Replacement,
+        Sampler,
+        UniPC,
+    )
     from diffusion_lab.schedules import CosineSchedule, FlowSchedule, KarrasSchedule, NoiseSchedule
     from diffusion_lab.spaces import PixelSpace
     from diffusion_lab.table_schedule import TableSchedule
@@ -66,7 +80,21 @@ _HOMES = {
     "noise": ["SeededNoise"],
     "pipeline": ["Pipeline", "load", "save"],
     "predictions": ["Estimate", "Prediction"],
-    "samplers": ["DDIM", "DDPM"],
+    "samplers": [
+        "DDIM",
+        "DDPM",
+        "DEIS",
+        "DPMSolverPP",
+        "Euler",
+        "EulerAncestral",
+        "Heun",
+        "LMS",
+        "PNDM",
+        "RePaint",
+        "Replacement",
+        "Sampler",
+        "UniPC",
+    ],
     "schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule", "NoiseSchedule"],
     "spaces": ["PixelSpace"],
     "table_schedule": ["TableSchedule"],

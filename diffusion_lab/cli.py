@@ -88,8 +88,29 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add("--num-images", type=int, metavar="N", help="how many images, for a model without conditions")
     add("--guidance-scale", type=float, metavar="S", help=f"1 is no guidance, 0 unconditional; {MEASURED} 1")
     add("--steps", type=int, metavar="N", help=f"steps of the sampler; {MEASURED} 50")
-    add("--sampler", metavar="NAME", help=f"ddpm or ddim; {MEASURED} ddim")
+    add(
+        "--sampler",
+        metavar="NAME",
+        help="ddpm, ddim, pndm, euler, euler_ancestral, heun, lms, deis, dpm_solver_pp or unipc, with arguments as in "
+        f'"heun(s_churn=40)"; {MEASURED} ddim',
+    )
     add("--spacing", metavar="NAME", help=f"how steps are laid, such as trailing or karras; {MEASURED} the schedule's")
+    add(
+        "--clip-x0",
+        type=clipping,
+        metavar="Q",
+        help=f"clamp estimates to the data range: yes, no, or a quantile such as 0.995 for Imagen's dynamic "
+        f"thresholding; {MEASURED} yes in pixel space",
+    )
+    add("--image", type=Path, metavar="PNG", help="an image to be filled where --mask is")
+    add("--mask", type=Path, metavar="PNG", help="where to fill: white is filled, black is kept exactly")
+    add(
+        "--filling",
+        default="replacement",
+        metavar="NAME",
+        help='replacement, or repaint, with arguments as in "repaint(jump_length=5, resamples=4)"; replacement unless '
+        "given",
+    )
     add("--seed", type=int, default=0, help="with an image's place in the list it decides the image; 0 unless given")
     add("--columns", type=int, metavar="N", help="images in a row of the grid; a row of ten, or a square, unless given")
     add("--weights", choices=["ema", "raw"], default="ema", help="ema unless given; a folder has no raw ones")
@@ -97,6 +118,16 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda or mps; a GPU where there is one, unless given")
     add("--trust", action="store_true", help="run classes from outside diffusion_lab that the checkpoint names")
     add("--output", type=Path, default=Path("samples.png"), metavar="PNG", help="the grid; samples.png unless given")
+
+
+def clipping(text: str) -> bool | float:
+    """yes, no or a quantile."""
+    if text.lower() in ("yes", "true", "no", "false"):
+        return text.lower() in ("yes", "true")
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--clip-x0 must be yes, no or a quantile such as 0.995: got {text!r}") from None
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -113,25 +144,29 @@ def sample(options: argparse.Namespace) -> None:
 
     import torch
 
-    from diffusion_lab.images import grid, write_png
+    from diffusion_lab.images import grid, read_image, read_mask, write_png
     from diffusion_lab.pipeline import load
 
     pipe = load(options.checkpoint, options.weights, options.trust)
     pipe.to(find_device(options.device))
     conditions = {} if options.labels is None else {"labels": options.labels}
-    images = pipe(
+    made = pipe(
         options.num_images,
         seed=options.seed,
         steps=options.steps,
         sampler=options.sampler,
         spacing=options.spacing,
         guidance_scale=options.guidance_scale,
+        clip_x0=options.clip_x0,
+        images=None if options.image is None else read_image(options.image, pipe.image_shape[0]),
+        mask=None if options.mask is None else read_mask(options.mask),
+        filling=options.filling,
         batch_size=options.batch_size,
         **conditions,
     )
-    assert isinstance(images, torch.Tensor)
-    write_png(grid(images, options.columns), options.output)
-    print(f"wrote {options.output}: {len(images)} images")
+    assert isinstance(made, torch.Tensor)
+    write_png(grid(made, options.columns), options.output)
+    print(f"wrote {options.output}: {len(made)} images, {pipe.evaluations} network evaluations each")
 
 
 def find_device(name: str | None) -> str:

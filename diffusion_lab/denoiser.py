@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -90,9 +88,11 @@ class Denoiser(nn.Module):
 
     def _output(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
         """The network's output in x_t's precision, whatever the network's own, and its half for the variance."""
-        network_time = self.schedule.network_time(t)
         if t.ndim == 0:  # filling from a number waits for no transfer
-            network_time = torch.full((len(x_t),), float(network_time), device=x_t.device, dtype=torch.float32)
+            told = self.schedule.at(t).network_time
+            network_time = torch.full((len(x_t),), told, device=x_t.device, dtype=torch.float32)
+        else:
+            network_time = self.schedule.network_time(t)
         weights = next(self.network.parameters(), x_t)
         output = self.network(x_t.to(weights.dtype), network_time, cond).to(x_t.dtype)
         self._check_channels(x_t.shape[1], output.shape[1])
@@ -105,7 +105,8 @@ class Denoiser(nn.Module):
         if self.variance is None or second is None:
             return estimate
         assert isinstance(self.schedule, TableSchedule)
-        return replace(estimate, log_variance=self.variance.log_variance(second, self.schedule, _beside(t, x_t)))
+        estimate.log_variance = self.variance.log_variance(second, self.schedule, _beside(t, x_t))
+        return estimate
 
     def _check_variance(self) -> None:
         """Raise InputError unless a learned variance has a table, and a loss that trains it."""

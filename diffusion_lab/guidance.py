@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from diffusion_lab.conditions import Cond
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError
-from diffusion_lab.predictions import Estimate
+from diffusion_lab.predictions import Estimate, combine
 from diffusion_lab.schedules import NoiseSchedule
 
 
@@ -54,10 +53,14 @@ class Guided:
         if self.scale in (0, 1):
             return self.denoiser(x_t, t, self.cond)
         both = self.denoiser(torch.cat([x_t, x_t]), t, self.cond)
-        (x0, null_x0), (eps, null_eps) = both.x0.chunk(2), both.eps.chunk(2)
+
+        def guided(estimates: Tensor) -> Tensor:
+            cond, null = estimates.chunk(2)
+            return torch.lerp(null, cond, self.scale)
+
         # A variance is not extrapolated: it is the condition's own.
         log_variance = None if both.log_variance is None else both.log_variance.chunk(2)[0]
-        return Estimate(torch.lerp(null_x0, x0, self.scale), torch.lerp(null_eps, eps, self.scale), log_variance)
+        return Estimate(lambda: guided(both.x0), lambda: guided(both.eps), log_variance)
 
 
 def check_scale(scale: float) -> None:
@@ -67,20 +70,49 @@ def check_scale(scale: float) -> None:
 
 
 class Clipped:
-    """x0 clamped to the data range, and eps derived from it again so that alpha x0 + sigma eps is x_t still."""
+    """x0 within the data range, and eps derived from it again so that alpha x0 + sigma eps is x_t still.
 
-    def __init__(self, denoise: Denoise, data_range: tuple[float, float]) -> None:
+    x0 is clamped. Or, by Imagen's dynamic thresholding (arXiv 2205.11487, section 2.3), which keeps great guidance
+    scales from saturating images, clamped to s times the range and divided by s, where s is a quantile of |x0| over
+    each image in units of the range, and at least 1.
+    """
+
+    def __init__(self, denoise: Denoise, data_range: tuple[float, float], quantile: float | None = None) -> None:
         """
         Args:
             denoise: What is wrapped.
-            data_range: The least and the greatest value of data.
+            data_range: The least and the greatest value of data; for a quantile equally far from 0.
+            quantile: The share of an image's values that dynamic thresholding lets through; clamped unless given.
+
+        Raises:
+            InputError: The quantile is out of range.
         """
-        self.denoise, self.data_range = denoise, data_range
+        if quantile is not None:
+            check_quantile(quantile)
+        self.denoise, self.data_range, self.quantile = denoise, data_range, quantile
         self.schedule = denoise.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
-        estimate = self.denoise(x_t, t)
+        estimate, level = self.denoise(x_t, t), self.schedule.at(t)
         # What is infinite stays so: clamped, a broken network would pass for a black or white image.
-        x0 = torch.where(estimate.x0.isfinite(), estimate.x0.clamp(*self.data_range), estimate.x0)
-        alpha, sigma = self.schedule(t)
-        return replace(estimate, x0=x0, eps=(x_t - alpha * x0) / sigma)
+        x0 = torch.where(estimate.x0.isfinite(), self._limit(estimate.x0), estimate.x0)
+        return Estimate(
+            x0, lambda: combine((1 / level.sigma, x_t), (-level.alpha / level.sigma, x0)), estimate.log_variance
+        )
+
+    def _limit(self, x0: Tensor) -> Tensor:
+        if self.quantile is None:
+            return x0.clamp(*self.data_range)
+        greatest = self.data_range[1]
+        s = torch.quantile(x0.flatten(1).abs() / greatest, self.quantile, dim=1).clamp(min=1)
+        s = s.view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-s * greatest, s * greatest) / s
+
+
+def check_quantile(quantile: float) -> None:
+    """Raise InputError for a quantile of dynamic thresholding that is out of range."""
+    if not 0 < quantile < 1:
+        raise InputError(
+            "clip_x0 is true, false or a quantile between 0 and 1 for dynamic thresholding (Imagen has 0.995): got "
+            f"{quantile}"
+        )

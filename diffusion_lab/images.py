@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images, as PNG."""
+"""Pictures for people, as files: grids of images, and images and masks to start from."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
+from diffusion_lab.errors import InputError
 from diffusion_lab.files import atomic_file
 
 
@@ -32,3 +34,18 @@ def write_png(picture: Tensor, path: Path) -> None:
     """Write a uint8 [C, H, W] picture, whole or not at all; raises InputError where the path cannot be written."""
     with atomic_file(path) as temporary:
         to_pil_image(picture.cpu()).save(temporary, format="PNG")
+
+
+def read_image(path: Path, channels: int) -> Tensor:
+    """An image file as uint8 [C, H, W] of 1 or 3 channels, at its own size; raises InputError if it is none."""
+    try:
+        with Image.open(path) as image:
+            return pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        reason = "there is no such file" if not path.is_file() else "it is truncated or no image"
+        raise InputError(f"cannot read {path}: {reason}; give a PNG or JPEG") from error
+
+
+def read_mask(path: Path) -> Tensor:
+    """An image file as a mask [H, W]: true where it is lighter than middle grey; raises InputError if it is none."""
+    return read_image(path, 1)[0] > 127

@@ -21,10 +21,11 @@ from diffusion_lab.configurable import build, unrecorded
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.files import atomic_folder, check_writable
-from diffusion_lab.generate import generate
-from diffusion_lab.samplers import Sampler
+from diffusion_lab.generate import generate, invert_images
+from diffusion_lab.samplers import RePaint, Sampler
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space
+from diffusion_lab.watch import counted_evaluations
 
 if TYPE_CHECKING:
     from diffusion_lab.module import DiffusionModule, Weights
@@ -39,9 +40,12 @@ class Pipeline:
 
     Attributes:
         config: What the model is made of, as plain data.
-        measured: The last distance that was measured and its protocol, or None. Its sampler, steps and guidance scale
-            are the defaults of a call.
+        measured: The last distance that was measured and its protocol, or None. Its sampler, steps, guidance scale
+            and the like are the defaults of a call.
+        evaluations: How often the last call asked the network about each image, guidance's second half included.
     """
+
+    evaluations: int = 0
 
     def __init__(self, module: DiffusionModule, weights: Weights = "ema") -> None:
         """
@@ -102,7 +106,11 @@ class Pipeline:
         sampler: Sampler | str | None = None,
         spacing: Spacing | None = None,
         guidance_scale: float | None = None,
-        clip_x0: bool | None = None,
+        clip_x0: bool | float | None = None,
+        x_T: Tensor | None = None,
+        images: Tensor | None = None,
+        mask: Tensor | None = None,
+        filling: RePaint | str = "replacement",
         batch_size: int = 64,
         output_type: Literal["uint8", "pil"] = "uint8",
         progress: bool = True,
@@ -114,11 +122,17 @@ class Pipeline:
             num_images: How many, for a model without conditions.
             seed: With an image's place in the list it decides the image.
             steps: Steps of the walk; what the model was measured with unless given, or 50.
-            sampler: "ddpm", "ddim", or an object such as `DDIM(eta=0.5)`; likewise, or "ddim".
+            sampler: A name such as "unipc", with arguments as "heun(s_churn=40)", or an object such as `DDIM(eta=0.5)`;
+                likewise, or "ddim".
             spacing: How the steps are laid along the schedule, by a name from `NoiseSchedule.times`; likewise, or the
                 schedule's own.
             guidance_scale: 1 is no guidance; likewise, or 1.
-            clip_x0: Clamp each estimate to the data range; in pixel space unless given.
+            clip_x0: Clamp each estimate to the data range; likewise, or in pixel space. A quantile such as 0.995 is
+                Imagen's dynamic thresholding.
+            x_T: The starting noise [N, C, H, W] of the model's space, such as `invert` gives, instead of the seed's.
+            images: uint8 [N, C, H, W], or one for all, to be filled where the mask is.
+            mask: [N, 1, H, W] or [H, W], above 0.5 or true where to fill. The rest of `images` is kept exactly.
+            filling: How: "replacement", "repaint", with arguments as "repaint(jump_length=5)", or an object.
             batch_size: Images in memory at once.
             output_type: "uint8" for a tensor [N, C, H, W] on the CPU, "pil" for a list of images.
             progress: Show a bar.
@@ -130,20 +144,84 @@ class Pipeline:
         """
         if output_type not in ("uint8", "pil"):
             raise unknown("output_type", output_type, ["uint8", "pil"])
+        given = {
+            "steps": steps,
+            "sampler": sampler,
+            "spacing": spacing,
+            "guidance_scale": guidance_scale,
+            "clip_x0": clip_x0,
+        }
+        with counted_evaluations(self._denoiser) as evaluated:
+            made = generate(
+                self._denoiser,
+                self._conditions,
+                self._space,
+                conditions,
+                num_images=num_images,
+                seed=seed,
+                x_T=x_T,
+                images=images,
+                mask=mask,
+                filling=filling,
+                batch_size=batch_size,
+                progress="sampling" if progress else None,
+                **sampling_options(self.measured, given, self._trust),
+            ).cpu()
+        self.evaluations = sum(evaluated) // len(made)
+        return [to_pil_image(image) for image in made] if output_type == "pil" else made
+
+    def invert(
+        self,
+        images: Tensor,
+        *,
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        spacing: Spacing | None = None,
+        guidance_scale: float = 1.0,
+        batch_size: int = 64,
+        progress: bool = True,
+        **conditions: Any,
+    ) -> Tensor:
+        """The starting noise that these images come from: `pipe(x_T=pipe.invert(images, labels=...), labels=..., ...)`.
+
+        The same steps, sampler and spacing without clipping (`clip_x0=False`) make the images again, up to the
+        sampler's error; other conditions edit them.
+
+        Args:
+            images: uint8 [N, C, H, W].
+            steps: Steps of the walk; what the model was measured with unless given, or 50.
+            sampler: One that draws no noise; likewise, or "ddim".
+            spacing: Likewise, or the schedule's own.
+            guidance_scale: 1, no guidance, inverts best.
+            batch_size: Images in memory at once.
+            progress: Show a bar.
+            conditions: A list for each condition of the model.
+
+        Raises:
+            InputError: A value is out of range, the images do not fit, or the sampler draws noise.
+            FloatingPointError: The noise is not finite.
+        """
         given = {"steps": steps, "sampler": sampler, "spacing": spacing, "guidance_scale": guidance_scale}
-        images = generate(
-            self._denoiser,
-            self._conditions,
-            self._space,
-            conditions,
-            num_images=num_images,
-            seed=seed,
-            clip_x0=clip_x0,
-            batch_size=batch_size,
-            progress="sampling" if progress else None,
-            **sampling_options(self.measured, given, self._trust),
-        ).cpu()
-        return [to_pil_image(image) for image in images] if output_type == "pil" else images
+        options = sampling_options(self.measured, given, self._trust)
+        options.pop("clip_x0", None)  # a clamp cannot be undone
+        with counted_evaluations(self._denoiser) as evaluated:
+            x_T = invert_images(
+                self._denoiser,
+                self._conditions,
+                self._space,
+                conditions,
+                images,
+                batch_size=batch_size,
+                progress="inverting" if progress else None,
+                **options,
+            ).cpu()
+        self.evaluations = sum(evaluated) // len(x_T)
+        return x_T
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of an image."""
+        return self._space.image_shape
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move the model to a device."""
@@ -185,7 +263,7 @@ class Pipeline:
 def sampling_options(
     measured: Mapping[str, Any] | None, given: Mapping[str, Any] | None = None, trust: bool = False
 ) -> dict[str, Any]:
-    """The sampler, steps, spacing and guidance scale to sample with.
+    """The sampler, steps, spacing, guidance scale and clipping to sample with.
 
     Args:
         measured: What was measured, with its protocol; its options are the defaults.
@@ -205,6 +283,7 @@ def sampling_options(
             "steps": int(sampling["steps"]),
             "spacing": str(sampling["spacing"]),
             "guidance_scale": float(sampling["guidance_scale"]),
+            "clip_x0": sampling.get("clip_x0"),
             **chosen,
         }
     except (KeyError, TypeError, ValueError) as error:

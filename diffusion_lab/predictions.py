@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -14,31 +14,51 @@ from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.table_schedule import TableSchedule
 
 
-@dataclass(frozen=True)
 class Estimate:
     """The clean image and the noise that a denoiser sees in x_t; alpha x0 + sigma eps = x_t.
 
-    Attributes:
-        x0: [B, C, H, W], the posterior mean of the clean image.
-        eps: [B, C, H, W], the posterior mean of the noise.
-        log_variance: [B, C, H, W], the logarithm of the variance of the row before given x_t, where it is learned.
+    Each is computed when it is first asked for, since most samplers ask for one of the two.
     """
 
-    x0: Tensor
-    eps: Tensor
-    log_variance: Tensor | None = None
+    def __init__(
+        self,
+        x0: Tensor | Callable[[], Tensor],
+        eps: Tensor | Callable[[], Tensor],
+        log_variance: Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            x0: [B, C, H, W], the posterior mean of the clean image, or what computes it.
+            eps: [B, C, H, W], the posterior mean of the noise, likewise.
+            log_variance: [B, C, H, W], the logarithm of the variance of the row before given x_t, where it is learned.
+        """
+        self._x0, self._eps, self.log_variance = x0, eps, log_variance
+
+    @property
+    def x0(self) -> Tensor:
+        """The posterior mean of the clean image, [B, C, H, W]."""
+        if not isinstance(self._x0, Tensor):
+            self._x0 = self._x0()
+        return self._x0
+
+    @property
+    def eps(self) -> Tensor:
+        """The posterior mean of the noise, [B, C, H, W]."""
+        if not isinstance(self._eps, Tensor):
+            self._eps = self._eps()
+        return self._eps
 
 
 class System(NamedTuple):
     """The two equations of one time: x_t = alpha x0 + sigma eps, and output = a x0 + b eps.
 
-    Each coefficient is of the shape that its time had.
+    A coefficient is of the shape that its time had; a number, where it is one or the time is shared.
     """
 
-    alpha: Tensor
-    sigma: Tensor
-    a: Tensor
-    b: Tensor
+    alpha: Tensor | float
+    sigma: Tensor | float
+    a: Tensor | float
+    b: Tensor | float
 
     def mix(self, x0: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha x0 + sigma eps."""
@@ -48,7 +68,7 @@ class System(NamedTuple):
         """What the network is trained to output: a x0 + b eps."""
         return self.a * x0 + self.b * eps
 
-    def determinant(self) -> Tensor:
+    def determinant(self) -> Tensor | float:
         """d = a sigma - b alpha: where it is 0, the output says nothing that x_t does not."""
         return self.a * self.sigma - self.b * self.alpha
 
@@ -56,8 +76,23 @@ class System(NamedTuple):
         """The estimate: x0 = (sigma output - b x_t) / d and eps = (a x_t - alpha output) / d."""
         d = self.determinant()
         return Estimate(
-            x0=(self.sigma / d) * output - (self.b / d) * x_t, eps=(self.a / d) * x_t - (self.alpha / d) * output
+            x0=lambda: combine((self.sigma / d, output), (-self.b / d, x_t)),
+            eps=lambda: combine((self.a / d, x_t), (-self.alpha / d, output)),
         )
+
+
+def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
+    """The sum of factor * tensor, a pass over memory a term. Terms of factor 0 cost nothing; 1 * x alone is x itself."""
+    (factor, x), *rest = [term for term in terms if isinstance(term[0], Tensor) or term[0] != 0] or terms[:1]
+    if not rest and not isinstance(factor, Tensor) and factor == 1:
+        return x
+    total = factor * x
+    for factor, x in rest:
+        if isinstance(factor, Tensor):
+            total = total + factor * x
+        else:
+            total.add_(x, alpha=factor)
+    return total
 
 
 class Prediction(Enum):
@@ -92,17 +127,16 @@ class Prediction(Enum):
 
     def system(self, schedule: NoiseSchedule, t: Tensor) -> System:
         """The coefficients at times t of any shape; shaped to broadcast with images, they apply to them."""
-        alpha, sigma = schedule(t)
-        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+        alpha, sigma = schedule(t) if t.ndim else schedule.at(t)[:2]
         match self:
             case Prediction.EPSILON:
-                return System(alpha, sigma, zero, one)
+                return System(alpha, sigma, 0.0, 1.0)
             case Prediction.X0:
-                return System(alpha, sigma, one, zero)
+                return System(alpha, sigma, 1.0, 0.0)
             case Prediction.V:
                 return System(alpha, sigma, -sigma, alpha)
             case Prediction.FLOW:
-                return System(alpha, sigma, -one, one)
+                return System(alpha, sigma, -1.0, 1.0)
             case Prediction.MU:
                 assert isinstance(schedule, TableSchedule)  # `check` has refused others
                 step = schedule.step_before(t)

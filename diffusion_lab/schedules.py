@@ -6,9 +6,10 @@ of discrete rows are in `table_schedule`.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,27 @@ from diffusion_lab.configurable import Configurable
 from diffusion_lab.errors import InputError, unknown
 
 Spacing = Literal["trailing", "leading", "linspace", "quadratic", "karras", "log_snr", "exponential"]
+
+
+class Level(NamedTuple):
+    """One time's noise level, as numbers.
+
+    Attributes:
+        alpha: The factor of the clean image.
+        sigma: The factor of the noise.
+        half_log_snr: log(alpha / sigma), which the papers of DPM-Solver call lambda.
+        network_time: What a network is told.
+    """
+
+    alpha: float
+    sigma: float
+    half_log_snr: float
+    network_time: float
+
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha, the noise level of EDM and k-diffusion, in units of the data's deviation; infinite at alpha 0."""
+        return self.sigma / self.alpha if self.alpha else math.inf
 
 
 class NoiseSchedule(Configurable, ABC):
@@ -56,6 +78,27 @@ class NoiseSchedule(Configurable, ABC):
     def log_snr_slope(self, t: Tensor) -> Tensor:
         """d lambda / dt, negative everywhere in 0 < t < 1."""
 
+    def at(self, t: Tensor) -> Level:
+        """The level of one time t [], in float64 and remembered, since a step of a walk asks for it many times."""
+        key = float(t)
+        if key not in self._levels:
+            self.tabulate(torch.tensor([key], dtype=torch.float64))
+        return self._levels[key]
+
+    def tabulate(self, times: Tensor) -> None:
+        """Work out the levels of many times [N] at once, as `at` will be asked for them."""
+        times = times.to("cpu", torch.float64)
+        columns = (*self(times), self.log_snr(times) / 2, self.network_time(times))
+        levels = (Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+        self._levels.update(zip(times.tolist(), levels, strict=True))
+
+    def _pair(self, t: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        return self(t) if t.ndim else self.at(t)[:2]
+
+    @functools.cached_property
+    def _levels(self) -> dict[float, Level]:
+        return {}
+
     def vlb_weight(self, t: Tensor) -> Tensor:
         """The weight of the squared error of x0 in the variational bound, in nats: -SNR'(t) / 2.
 
@@ -67,23 +110,24 @@ class NoiseSchedule(Configurable, ABC):
         """The nearest time at or after t at which a network is trained; t itself for a continuous schedule."""
         return t
 
-    def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor | float, ...]:
         """q(x_t | x_s) = N(ratio x_s, variance) for s < t: the pair (alpha_t / alpha_s, variance).
 
         variance = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 (VDM, arXiv 2107.00630, eq. 3); for neighbouring rows
-        of a table it is beta_t.
+        of a table it is beta_t. Numbers for times of shape [].
         """
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self(t), self(s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self._pair(t), self._pair(s)
         ratio = alpha_t / alpha_s
         return ratio, sigma_t**2 - ratio**2 * sigma_s**2
 
-    def posterior(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def posterior(self, t: Tensor, s: Tensor) -> tuple[Tensor | float, ...]:
         """q(x_s | x_t, x0) = N(c0 x0 + ct x_t, variance) for s < t: the triple (c0, ct, variance).
 
         With ratio r and variance v of the transition: c0 = alpha_s v / sigma_t^2, ct = r sigma_s^2 / sigma_t^2 and
-        variance = v sigma_s^2 / sigma_t^2 (DDPM, arXiv 2006.11239, eqs. 6-7, for any s < t).
+        variance = v sigma_s^2 / sigma_t^2 (DDPM, arXiv 2006.11239, eqs. 6-7, for any s < t). Numbers for times of
+        shape [].
         """
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self(t), self(s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self._pair(t), self._pair(s)
         r = alpha_t / alpha_s
         v = sigma_t**2 - r**2 * sigma_s**2
         return alpha_s * v / sigma_t**2, r * sigma_s**2 / sigma_t**2, v * sigma_s**2 / sigma_t**2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,13 +14,13 @@ from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.data.unconditional import Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
-from diffusion_lab.generate import progress_bar
-from diffusion_lab.guidance import check_scale
+from diffusion_lab.generate import check_sampling
 from diffusion_lab.metrics.extractors import Inception, extractor_name, extractor_protocol
 from diffusion_lab.metrics.frechet import FeatureGaussian, Gaussian, frechet_distance
 from diffusion_lab.module import DiffusionModule, Weights
 from diffusion_lab.samplers import Sampler, find_sampler
 from diffusion_lab.schedules import Spacing
+from diffusion_lab.watch import counted_evaluations, progress_bar
 
 
 class FIDCallback(WritesFiles):
@@ -45,6 +44,7 @@ class FIDCallback(WritesFiles):
         steps: int = 50,
         spacing: Spacing | None = None,
         guidance_scale: float = 1.0,
+        clip_x0: bool | float | None = None,
         seed: int = 0,
         weights: Weights = "ema",
         batch_size: int = 256,
@@ -55,10 +55,12 @@ class FIDCallback(WritesFiles):
             extractor: Maps uint8 images to features; Inception, whose weights are downloaded, unless given.
             samples: How many images are generated.
             reference: The real images they are compared with: train, validation or all.
-            sampler: A name or an object.
+            sampler: A name such as "heun(s_churn=40)", or an object.
             steps: Steps of a walk.
             spacing: How the steps are laid along the schedule; the schedule's own unless given.
             guidance_scale: 1 is no guidance.
+            clip_x0: Clamp each estimate to the data range; in pixel space unless given. A quantile such as 0.995 is
+                Imagen's dynamic thresholding.
             seed: The seed of the samples, the same at each validation.
             weights: "ema" or "raw".
             batch_size: Images on the device at once.
@@ -75,13 +77,13 @@ class FIDCallback(WritesFiles):
         self.extractor = (extractor or Inception()).eval().requires_grad_(False)
         self.samples, self.reference, self.weights, self.floor_splits = samples, reference, weights, floor_splits
         self.sampler, self.batch_size = find_sampler(sampler), batch_size
-        self.steps, self.spacing = steps, spacing
         self.sampling: dict[str, Any] = {
             "steps": steps,
             "spacing": spacing,
             "guidance_scale": guidance_scale,
-            "seed": seed,
+            "clip_x0": clip_x0,
         }
+        self.seed = seed
         self.history: list[dict[str, float]] = []
         self._real: tuple[Gaussian, float | None, dict[str, Any]] | None = None
         self._real_of: Unconditional | None = None
@@ -104,11 +106,9 @@ class FIDCallback(WritesFiles):
         if not isinstance(pl_module, DiffusionModule) or not isinstance(datamodule, Unconditional):
             raise InputError("the FID callback needs a DiffusionModule, and a DataModule of diffusion_lab.data")
         # What would fail after the first epoch fails here.
-        schedule = pl_module.denoiser.schedule
-        schedule.times(self.steps, self.spacing)
-        self.sampling["spacing"] = self.spacing or schedule.default_spacing
-        check_scale(self.sampling["guidance_scale"])
-        pl_module.conditions.check_scale(self.sampling["guidance_scale"])
+        check_sampling(
+            pl_module.denoiser, pl_module.conditions, pl_module.space, sampler=self.sampler, **self.sampling
+        )
         if datamodule is not self._real_of:
             self._real, self._real_of = None, datamodule
         pl_module.conditions.prepare(datamodule.conditions(self.samples))
@@ -155,6 +155,7 @@ class FIDCallback(WritesFiles):
                     weights=self.weights,
                     batch_size=self.batch_size,
                     progress=f"sampling {self.samples}" if trainer.is_global_zero else None,
+                    seed=self.seed,
                     **self.sampling,
                 )
                 for batch in images.split(self.batch_size):
@@ -181,13 +182,21 @@ class FIDCallback(WritesFiles):
                 "reference": reference_protocol,
                 "floor": f"mean over {self.floor_splits} random splits of all images into {self.samples} and the rest",
                 "weights": self.weights,
-                "sampling": {"sampler": self.sampler.config, **self.sampling},
+                "sampling": {"sampler": self.sampler.config, **self._resolved(module), "seed": self.seed},
                 "network_evaluations": sum(evaluated) // max(len(ours), 1),
                 "quantisation": "uint8, rounded",
             },
         }
         if self.writes:
             write_json(self.folder / f"{stage}_{self.key}.json", {**module.measured, "history": self.history})
+
+    def _resolved(self, module: DiffusionModule) -> dict[str, Any]:
+        """The options of sampling, with what was left to the model as what it chose."""
+        resolved = dict(self.sampling)
+        resolved["spacing"] = resolved["spacing"] or module.denoiser.schedule.default_spacing
+        if resolved["clip_x0"] is None:
+            resolved["clip_x0"] = module.space.data_range is not None
+        return resolved
 
     def _measure_real(self, trainer: Trainer, data: Unconditional) -> tuple[Gaussian, float | None, dict[str, Any]]:
         """The reference's Gaussian, the floor and what identifies the reference, in one pass over all images."""
@@ -245,14 +254,3 @@ class FIDCallback(WritesFiles):
                 yield start + mine, self.extractor(batch[mine].to(trainer.strategy.root_device))
             start += len(batch)
             advance()
-
-
-@contextmanager
-def counted_evaluations(denoiser: nn.Module) -> Iterator[list[int]]:
-    """The list of how many images each call of the denoiser was asked about, guidance's second half included."""
-    sizes: list[int] = []
-    hook = denoiser.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-    try:
-        yield sizes
-    finally:
-        hook.remove()

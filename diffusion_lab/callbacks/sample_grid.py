@@ -12,10 +12,11 @@ from torchvision.transforms.functional import to_pil_image
 from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
-from diffusion_lab.guidance import check_scale
+from diffusion_lab.generate import check_sampling
 from diffusion_lab.images import grid, write_png
 from diffusion_lab.module import DiffusionModule
 from diffusion_lab.samplers import Sampler, find_sampler
+from diffusion_lab.schedules import Spacing
 
 
 class SampleGrid(WritesFiles):
@@ -31,6 +32,8 @@ class SampleGrid(WritesFiles):
         guidance_scale: float = 2.0,
         sampler: Sampler | str = "ddim",
         steps: int = 20,
+        spacing: Spacing | None = None,
+        clip_x0: bool | float | None = None,
         seed: int = 0,
     ) -> None:
         """
@@ -38,8 +41,11 @@ class SampleGrid(WritesFiles):
             rows: How many conditions, in the DataModule's order: for classes 0, 1, 2 and so on.
             columns: How many seeds.
             guidance_scale: 1 is no guidance; a grid is for looking, and 2 looks better.
-            sampler: A name or an object.
+            sampler: A name such as "heun(s_churn=40)", or an object.
             steps: Steps of a walk.
+            spacing: How the steps are laid along the schedule; the schedule's own unless given.
+            clip_x0: Clamp each estimate to the data range; in pixel space unless given. A quantile such as 0.995 is
+                Imagen's dynamic thresholding.
             seed: The seed of the grid.
 
         Raises:
@@ -52,8 +58,10 @@ class SampleGrid(WritesFiles):
             "guidance_scale": guidance_scale,
             "sampler": find_sampler(sampler),
             "steps": steps,
-            "seed": seed,
+            "spacing": spacing,
+            "clip_x0": clip_x0,
         }
+        self.seed = seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -62,9 +70,7 @@ class SampleGrid(WritesFiles):
         ):
             raise InputError("the sample grid needs a DiffusionModule, and a DataModule of diffusion_lab.data")
         # What would fail at the first validation fails here.
-        pl_module.denoiser.schedule.times(self.options["steps"])
-        check_scale(self.options["guidance_scale"])
-        pl_module.conditions.check_scale(self.options["guidance_scale"])
+        check_sampling(pl_module.denoiser, pl_module.conditions, pl_module.space, **self.options)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -89,7 +95,9 @@ class SampleGrid(WritesFiles):
         values = {name: value.repeat_interleave(self.columns, 0) for name, value in each.items()}
         count = self.rows * self.columns
         indices = [i % self.columns for i in range(count)] if values else range(count)
-        return module.sample(values, num_images=count, indices=indices, progress="sampling grid", **self.options)
+        return module.sample(
+            values, num_images=count, indices=indices, seed=self.seed, progress="sampling grid", **self.options
+        )
 
 
 def log_image(logger: Logger, name: str, picture: Tensor, step: int) -> None:
