@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffusion_lab.generate import generate
     from diffusion_lab.guidance import Clipped, Guided
     from diffusion_lab.metrics import DigitClassifier, EfficientNetLite0, Inception
+    from diffusion_lab.mixture import GaussianMixture
     from diffusion_lab.module import DiffusionModule
     from diffusion_lab.networks import UNet
     from diffusion_lab.noise import SeededNoise
@@ -75,6 +76,7 @@ _HOMES = {
     "generate": ["generate"],
     "guidance": ["Clipped", "Guided"],
     "metrics": ["DigitClassifier", "EfficientNetLite0", "Inception"],
+    "mixture": ["GaussianMixture"],
     "module": ["DiffusionModule"],
     "networks": ["UNet"],
     "noise": ["SeededNoise"],

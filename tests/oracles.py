@@ -100,36 +100,6 @@ class GivenTimes(Density):
         self.seen.append((t, loss))
 
 
-class MixtureOracle:
-    """The exact posterior mean for a mixture of equally likely N(means[k], deviation^2 I) in two dimensions.
-
-    Given the component, the Gaussian's gain; and of the components by their likelihood of x_t.
-    """
-
-    MEANS = ((-1.2, 0.4), (0.3, 1.3), (1.1, -0.7), (-0.2, -1.0))
-    DEVIATION = 0.25
-
-    def __init__(self, schedule: NoiseSchedule) -> None:
-        self.schedule = schedule
-        self.means = torch.tensor(self.MEANS, dtype=torch.float64)
-
-    def draw(self, count: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Data [count, 2, 1, 1]."""
-        which = torch.randint(len(self.MEANS), (count,), generator=generator)
-        spread = self.DEVIATION * torch.randn(count, 2, generator=generator, dtype=torch.float64)
-        return (self.means[which] + spread).to(dtype).view(-1, 2, 1, 1)
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
-        alpha, sigma = (level.view(-1, 1, 1) for level in self.schedule(t))
-        x = x_t.view(-1, 1, 2)
-        variance = alpha**2 * self.DEVIATION**2 + sigma**2
-        posterior = self.means + alpha * self.DEVIATION**2 / variance * (x - alpha * self.means)  # [B, K, 2]
-        likelihood = -((x - alpha * self.means) ** 2).sum(-1, keepdim=True) / (2 * variance)
-        x0 = (likelihood.softmax(1) * posterior).sum(1).view(x_t.shape)
-        alpha, sigma = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
-        return Estimate(x0, (x_t - alpha * x0) / sigma)
-
-
 class SpyNetwork(Configurable, nn.Module):
     """A network of one weight whose output differs in every channel and with its condition, and that counts."""
 

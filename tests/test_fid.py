@@ -85,6 +85,7 @@ def test_key_floor_and_protocol_are_logged_beside_it(tmp_path: Path) -> None:
         "steps": 3,
         "spacing": "trailing",
         "guidance_scale": 1.5,
+        "clip_x0": True,
         "seed": 0,
     }
     assert protocol["network_evaluations"] == 6, "guidance asks twice at each of 3 steps"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import PAIRS, MixtureOracle
+from oracles import PAIRS
 from torch import Tensor, nn
 
 from diffusion_lab import (
@@ -27,6 +27,7 @@ from diffusion_lab import (
     VLBWeighting,
     Weighting,
 )
+from diffusion_lab.mixture import GaussianMixture
 
 SEEDS, BATCH = 3, 512
 LOG_SNR = torch.linspace(-8, 8, 65, dtype=torch.float64)
@@ -82,7 +83,7 @@ def trained(
     optimizer = torch.optim.AdamW(denoiser.parameters(), weight_decay=0, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(0)
-    data = MixtureOracle(schedule).draw(100_000, generator)
+    data = GaussianMixture(schedule).draw(100_000, generator, torch.float32)
     for _ in range(steps):
         x0 = data[torch.randint(len(data), (SEEDS * BATCH,), generator=generator)]
         optimizer.zero_grad()
@@ -95,11 +96,11 @@ def trained(
 @torch.no_grad()
 def excess(denoiser: Denoiser) -> float:
     """The squared error of the output over the exact denoiser's, each a mean over log-SNR and seeds, on the same draws."""
-    schedule, prediction, exact = denoiser.schedule, denoiser.prediction, MixtureOracle(denoiser.schedule)
+    schedule, prediction, exact = denoiser.schedule, denoiser.prediction, GaussianMixture(denoiser.schedule)
     times = schedule.time_at(LOG_SNR)
     t = schedule.snap(times[(times > 0) & (times < 1)]).repeat_interleave(500).repeat(SEEDS)
     generator = torch.Generator().manual_seed(99)
-    x0 = exact.draw(len(t), generator, torch.float64)
+    x0 = exact.draw(len(t), generator)
     eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     system = prediction.system(schedule, t.view(-1, 1, 1, 1))
     x_t, target = system.mix(x0, eps), system.target(x0, eps)
@@ -152,12 +153,12 @@ def test_the_learned_variance_is_that_of_the_step(kind: Any) -> None:
     generator = torch.Generator().manual_seed(99)
     for row in (3, 8, 13, 18):
         t = torch.full((30_000,), row / 20, dtype=torch.float64)
-        x0 = MixtureOracle(schedule).draw(len(t), generator, torch.float64)
+        x0 = GaussianMixture(schedule).draw(len(t), generator)
         alpha, sigma = schedule(t[0])
         x_t = alpha * x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             estimate = denoiser(x_t, t, Cond())
         assert estimate.log_variance is not None
         step = schedule.step_before(t[0])
-        actual = step.variance + step.c0**2 * (x0 - MixtureOracle(schedule)(x_t, t).x0).square().mean()
+        actual = step.variance + step.c0**2 * (x0 - GaussianMixture(schedule)(x_t, t).x0).square().mean()
         assert estimate.log_variance.exp().mean().item() == pytest.approx(actual.item(), rel=0.1)

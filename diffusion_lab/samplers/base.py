@@ -33,7 +33,7 @@ class History(deque[Seen]):
 
     Attributes:
         times: The [steps + 1] times of the walk.
-        index: Which of its steps is being taken.
+        i: Which of its steps is being taken.
         latest: The estimate that was seen last.
         carried: For a sampler that has to remember more, the noise of the steps that it takes together.
     """
@@ -48,7 +48,7 @@ class History(deque[Seen]):
             memory: How many evaluations are kept.
         """
         super().__init__(maxlen=memory)
-        self.times, self.index = times, 0
+        self.times, self.i = times, 0
 
     def see(self, denoise: Denoise, x_t: Tensor, t: Tensor) -> Estimate:
         """Evaluate the denoiser at (x_t, t), and remember what it saw."""
@@ -59,7 +59,7 @@ class History(deque[Seen]):
     @property
     def left(self) -> int:
         """How many steps are left, this one included, without one to clean data, which every solver takes in one."""
-        return len(self.times) - 1 - self.index - int(self.times[-1] == 0)
+        return len(self.times) - 1 - self.i - int(self.times[-1] == 0)
 
 
 class Sampler(Configurable, ABC):
@@ -110,7 +110,7 @@ class Sampler(Configurable, ABC):
         self.check(denoise.schedule, times)
         x_t, history = x_T, History(times, self.memory)
         for i, (t, s) in enumerate(pairwise(times)):
-            history.index = i
+            history.i = i
             x_t = self.step(denoise, x_t, t, s, history, partial(noise, i))
             if on_step is not None:
                 on_step(i, x_t, history.latest)

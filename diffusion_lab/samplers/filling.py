@@ -99,7 +99,7 @@ class RePaint(Configurable):
         for i, (here, there) in enumerate(pairwise(self.positions(len(times) - 1))):
             t, s = times[here], times[there]
             if there > here:
-                history.index = here
+                history.i = here
                 x = sampler.step(denoise, x, t, s, history, partial(noise, i))
                 # One draw serves both parts: what a step makes of it in the known part is overwritten.
                 x = put_in(x, s, noise(i) if s > 0 else x)

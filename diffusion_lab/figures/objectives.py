@@ -1,26 +1,21 @@
-"""Figures for papers and notebooks: what schedules, densities and weightings do over the noise levels.
-
-Each function takes several objects by the names they have in the legend and gives a matplotlib figure, which a notebook
-shows and `figure.savefig("schedules.pdf")` writes.
-"""
+"""What schedules, densities and weightings do over the noise levels."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.densities import Density, Uniform
-from diffusion_lab.errors import InputError
+from diffusion_lab.figures.panels import finish, panels
 from diffusion_lab.predictions import Prediction
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.weightings import UniformWeighting, Weighting
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Learned = TypeVar("Learned", Density, Weighting)
@@ -54,16 +49,16 @@ def plot_schedules(schedules: Mapping[str, NoiseSchedule]) -> Figure:
     Raises:
         InputError: There are none.
     """
-    figure, panels = _panels(3, schedules)
+    figure, drawn = panels(3, schedules)
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
     for name, schedule in schedules.items():
         alpha, sigma = schedule(t)
-        for panel, values in zip(panels, (alpha, sigma, schedule.log_snr(t)), strict=True):
+        for panel, values in zip(drawn, (alpha, sigma, schedule.log_snr(t)), strict=True):
             panel.plot(t, values, label=name)
-    for panel, label in zip(panels, (r"signal $\alpha$", r"noise $\sigma$", LOG_SNR_LABEL), strict=True):
+    for panel, label in zip(drawn, (r"signal $\alpha$", r"noise $\sigma$", LOG_SNR_LABEL), strict=True):
         panel.set(xlabel="time t", ylabel=label)
-    panels[2].set_ylim(-16, 16)
-    return _finish(figure, panels)
+    drawn[2].set_ylim(-16, 16)
+    return finish(figure, drawn)
 
 
 def plot_densities(objectives: Mapping[str, Objective]) -> Figure:
@@ -75,13 +70,13 @@ def plot_densities(objectives: Mapping[str, Objective]) -> Figure:
     Raises:
         InputError: There are none.
     """
-    figure, panels = _panels(1, objectives)
+    figure, drawn = panels(1, objectives)
     for name, objective in objectives.items():
         log_snr, t, per_log_snr = _levels(objective.schedule)
-        panels[0].plot(log_snr, _here(objective.density).pdf(objective.schedule, t) * per_log_snr, label=name)
-    panels[0].set(xlabel=LOG_SNR_LABEL, ylabel=r"density of training  $p(\lambda)$", xlim=CLEAN_TO_NOISE)
-    panels[0].set_ylim(bottom=0)
-    return _finish(figure, panels)
+        drawn[0].plot(log_snr, _here(objective.density).pdf(objective.schedule, t) * per_log_snr, label=name)
+    drawn[0].set(xlabel=LOG_SNR_LABEL, ylabel=r"density of training  $p(\lambda)$", xlim=CLEAN_TO_NOISE)
+    drawn[0].set_ylim(bottom=0)
+    return finish(figure, drawn)
 
 
 def plot_weightings(objectives: Mapping[str, Objective]) -> Figure:
@@ -97,15 +92,15 @@ def plot_weightings(objectives: Mapping[str, Objective]) -> Figure:
     Raises:
         InputError: There are none.
     """
-    figure, panels = _panels(2, objectives)
+    figure, drawn = panels(2, objectives)
     for name, objective in objectives.items():
         log_snr, weight = effective_weight(objective)
-        for panel, values in zip(panels, (weight, weight * (-log_snr).exp()), strict=True):
+        for panel, values in zip(drawn, (weight, weight * (-log_snr).exp()), strict=True):
             panel.semilogy(log_snr, values / values.max(), label=name)
-    for panel, of in zip(panels, ("x_0", r"\epsilon"), strict=True):
+    for panel, of in zip(drawn, ("x_0", r"\epsilon"), strict=True):
         panel.set(xlabel=LOG_SNR_LABEL, ylabel=rf"weight of the error of ${of}$")
         panel.set(xlim=CLEAN_TO_NOISE, ylim=(1e-5, 2))
-    return _finish(figure, panels)
+    return finish(figure, drawn)
 
 
 def effective_weight(objective: Objective) -> tuple[Tensor, Tensor]:
@@ -135,27 +130,3 @@ def _levels(schedule: NoiseSchedule) -> tuple[Tensor, Tensor, Tensor]:
     t = schedule.snap(even[(even > 0) & (even < 1)]).unique()
     t = t[schedule.log_snr(t).isfinite()]
     return schedule.log_snr(t), t, -1 / schedule.log_snr_slope(t)
-
-
-def _panels(count: int, lines: Mapping[str, object]) -> tuple[Figure, list[Axes]]:
-    import matplotlib.pyplot as plt
-
-    if not lines:
-        raise InputError("there is nothing to draw: give at least one object by name")
-    figure, axes = plt.subplots(1, count, figsize=(max(5.4, 4.6 * count), 4), layout="constrained", squeeze=False)
-    plt.close(figure)  # or a notebook would show it twice
-    # Lines that coincide, as those of equal objectives do, are told apart by their dashes; 20 differ.
-    colour, dashes, order = plt.get_cmap("tab10"), ["-", "--", ":", "-."], range(20)
-    for panel in axes[0]:
-        panel.set_prop_cycle(color=[colour(i % 10) for i in order], linestyle=[dashes[i % 4] for i in order])
-    return figure, list(axes[0])
-
-
-def _finish(figure: Figure, panels: Iterable[Axes]) -> Figure:
-    panels = list(panels)
-    for panel in panels:
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(1 + len(panels), len(labels)), frameon=False)
-    return figure
