@@ -158,5 +158,6 @@ def out_of_noise(t: Level, s: Level) -> bool:
 def usable_steps(
     schedule: NoiseSchedule, times: Tensor, unusable: Callable[[Level, Level], bool] = at_pure_noise
 ) -> int:
-    """The steps of a walk that can be of higher order: not an unusable first one, nor one to clean data."""
-    return len(times) - 1 - int(unusable(schedule.at(times[0]), schedule.at(times[1]))) - int(times[-1] == 0)
+    """The steps of a walk that can be of higher order: neither unusable nor to clean data."""
+    levels = [schedule.at(t) for t in times]
+    return sum(s.sigma > 0 and not unusable(t, s) for t, s in pairwise(levels))
