@@ -127,7 +127,7 @@ def clipping(text: str) -> bool | float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"--clip-x0 must be yes, no or a quantile such as 0.995: got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be yes, no or a quantile such as 0.995: got {text!r}") from None
 
 
 def sample(options: argparse.Namespace) -> None:

@@ -180,7 +180,7 @@ def walks(
     clip_x0: bool | float | None,
     batches: Iterable[slice],
 ) -> Iterator[tuple[slice, Denoise]]:
-    """Each batch's place among all images, and what its walk asks: the model with its conditions, guided and clipped."""
+    """Each batch's place among all images, and what its walk asks: the model, conditioned, guided and clipped."""
     device = device_of(denoiser)
     for part in batches:
         batch = {name: value[part].to(device) for name, value in values.items()}

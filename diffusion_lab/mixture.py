@@ -68,8 +68,8 @@ class GaussianMixture:
     def solve(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Where the probability-flow ODE takes x_t [B, D, 1, 1] from time t to time s, to about ten digits.
 
-        In the angle phi of (alpha, sigma), on the circle, the ODE is dx / dphi = v = cos(phi) eps - sin(phi) x0, with no
-        singularity at pure noise. The Runge-Kutta method of order 8 of scipy solves it.
+        In the angle phi of (alpha, sigma) on the circle the ODE is dx / dphi = v = cos(phi) eps - sin(phi) x0, which is
+        regular at pure noise too. scipy's Runge-Kutta method of order 8 solves it.
         """
         at_t, at_s = self.schedule.at(t), self.schedule.at(s)
         start, end = (math.atan2(level.sigma, level.alpha) for level in (at_t, at_s))

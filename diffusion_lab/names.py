@@ -51,5 +51,5 @@ def parse_arguments(kind: str, text: str, arguments: str) -> dict[str, object]:
         return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise InputError(
-            f"cannot read {kind} {text!r}: write name(argument=value, ...), with numbers, True or False, or text in quotes"
+            f"cannot read {kind} {text!r}: write name(argument=value, ...), with numbers, True, False or 'text'"
         ) from error

@@ -82,7 +82,7 @@ class System(NamedTuple):
 
 
 def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
-    """The sum of factor * tensor, a pass over memory a term. Terms of factor 0 cost nothing; 1 * x alone is x itself."""
+    """The sum of factor * tensor, a pass over memory a term; one of factor 0 costs nothing, and 1 * x alone is x."""
     (factor, x), *rest = [term for term in terms if isinstance(term[0], Tensor) or term[0] != 0] or terms[:1]
     if not rest and not isinstance(factor, Tensor) and factor == 1:
         return x

@@ -37,7 +37,7 @@ class Level(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """sigma / alpha, the noise level of EDM and k-diffusion, in units of the data's deviation; infinite at alpha 0."""
+        """sigma / alpha, the noise level of EDM over sigma_data and of k-diffusion; infinite at pure noise."""
         return self.sigma / self.alpha if self.alpha else math.inf
 
 

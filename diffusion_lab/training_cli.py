@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_lab.callbacks import FIDCallback, ImageWriter
+from diffusion_lab.callbacks.samples import Samples
 from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.config_errors import constructor_line, one_line
 from diffusion_lab.data.unconditional import Unconditional
@@ -79,6 +80,9 @@ class TrainingCLI(LightningCLI):
             self.model.check_data(self.datamodule.columns(self.datamodule.part("all")))
         if self.subcommand == "fit" and output:
             check_recorded(self.model.config)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it in a connector
+            if isinstance(callback, Samples):
+                callback.check(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)

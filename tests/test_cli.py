@@ -16,7 +16,7 @@ import yaml
 from oracles import tiny_module
 from PIL import Image
 
-from diffusion_lab import load, save
+from diffusion_lab import DPMSolverPP, load, save
 from diffusion_lab.cli import main
 from diffusion_lab.images import grid, write_png
 
@@ -216,6 +216,46 @@ def test_sample_writes_the_grid_of_the_pipeline(here: Path, monkeypatch: pytest.
     assert [path.name for path in Path("new").iterdir()] == ["a.png"]
 
 
+def test_a_sampler_with_its_arguments_is_chosen_in_a_config_and_on_the_command_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a name with arguments, or by a class path; the checkpoint remembers it either way."""
+    callback = ["--trainer.callbacks", "diffusion_lab.FIDCallback", "--trainer.callbacks.extractor", "DigitClassifier"]
+    sizes = ["--trainer.callbacks.samples", 20, "--trainer.callbacks.steps", 6, "--trainer.callbacks.clip_x0", 0.99]
+    heun = {
+        "class_path": "diffusion_lab.Heun",
+        "init_args": {"s_churn": 2.0, "s_tmin": 0.0, "s_tmax": None, "s_noise": 1.0},
+    }
+    for chosen in (["heun(s_churn=2.0)"], ["Heun", "--trainer.callbacks.sampler.s_churn", 2]):
+        options = [*callback, *sizes, "--trainer.callbacks.sampler", *chosen, "--output", "out", "--overwrite"]
+        assert command(monkeypatch, "fit", "--config", "tiny.yaml", *options) == 0
+        sampling = json.loads(Path("out/measured.json").read_text())["protocol"]["sampling"]
+        assert (sampling["sampler"], sampling["steps"], sampling["clip_x0"]) == (heun, 6, 0.99)
+    capsys.readouterr()
+    assert command(monkeypatch, "sample", "out", "--labels", 3, 5) == 0
+    assert "2 images, 10 network evaluations each" in capsys.readouterr().out
+    options = ["--sampler", "dpm_solver_pp(order=3, method='singlestep')", "--clip-x0", "no", "--steps", 7]
+    assert command(monkeypatch, "sample", "out", "--labels", 3, 5, *options, "--output", "a.png") == 0
+    sampler = DPMSolverPP(3, "singlestep")
+    write_png(grid(load("out")(labels=[3, 5], sampler=sampler, clip_x0=False, steps=7, progress=False)), Path("b.png"))
+    assert np.array_equal(Image.open("a.png"), Image.open("b.png"))
+
+
+def test_sample_fills_a_mask(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tiny_module(), "model")
+    image = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[:, :, 5:] = 255
+    write_png(image, Path("image.png"))
+    write_png(mask, Path("mask.png"))
+    given = ["--image", "image.png", "--mask", "mask.png", "--filling", "repaint(jump_length=2, resamples=2)"]
+    assert command(monkeypatch, "sample", "model", "--labels", 1, 2, "--steps", 5, *given, "--output", "a.png") == 0
+    picture = torch.from_numpy(np.array(Image.open("a.png"))[..., 0])
+    for i in range(2):
+        pixels = picture[3 : 3 + 48 : 6, 3 + 51 * i : 3 + 51 * i + 48 : 6]
+        assert torch.equal(pixels[:, :5], image[0, :, :5])
+
+
 BAD = [
     (["fit", "--config", "nope.yaml"], "File does not exist"),
     (["fit"], "the following arguments are required"),
@@ -255,7 +295,15 @@ BAD = [
     (["sample", "model", "--labels", "one"], "argument --labels: invalid int value: 'one'"),
     (["sample", "model", "--labels", "1", "--steps", "0"], "steps must be from 1 to 1000"),
     (["sample", "model", "--labels", "1", "--guidance-scale", "-1"], "guidance scale must be a number from 0"),
-    (["sample", "model", "--labels", "1", "--sampler", "dpm"], "unknown sampler 'dpm': allowed are ddim, ddpm"),
+    (["sample", "model", "--labels", "1", "--sampler", "dpm"], "unknown sampler 'dpm': allowed are ddim, ddpm, deis"),
+    (["sample", "model", "--labels", "1", "--sampler", "ddim(s_churn=4)"], "sampler DDIM has no argument 's_churn': it has eta"),
+    (["sample", "model", "--labels", "1", "--sampler", "heun(s_churn=4"], "cannot read sampler 'heun(s_churn=4': write name(argument=value, ...)"),
+    (["sample", "model", "--labels", "1", "--sampler", "dpm_solver_pp(order=3, method='singlestep')", "--steps", "3"], "order 3 needs 3 steps"),
+    (["sample", "model", "--labels", "1", "--clip-x0", "maybe"], "argument --clip-x0: must be yes, no or a quantile such as 0.995: got 'maybe'"),
+    (["sample", "model", "--labels", "1", "--image", "no.png", "--mask", "no.png"], "cannot read no.png: there is no such file"),
+    (["sample", "model", "--labels", "1", "--image", "tiny.yaml", "--mask", "no.png"], "cannot read tiny.yaml: it is truncated or no image"),
+    (["fit", "--config", "tiny.yaml", "--trainer.callbacks", "diffusion_lab.SampleGrid", "--trainer.callbacks.sampler", "hoin"], "unknown sampler 'hoin'"),
+    (["fit", "--config", "tiny.yaml", "--trainer.callbacks", "diffusion_lab.SampleGrid", "--trainer.callbacks.sampler", "pndm(runge_kutta=True)", "--trainer.callbacks.steps", "4"], "Runge-Kutta start takes 3 steps"),
     (["sample", "model", "--labels", "1", "--output", "tiny.yaml/a.png"], "cannot write tiny.yaml/a.png"),
     (["sample", "model", "--labels", "1", "--output", "a.jpg"], "ends in .png"),
     (["sample", "model", "--labels", "1", "--output", "."], "ends in .png"),

@@ -16,7 +16,16 @@ from diffusion_lab import (
     SNRWeighting,
     VLBWeighting,
 )
-from diffusion_lab.figures import Objective, effective_weight, plot_densities, plot_schedules, plot_weightings
+from diffusion_lab.figures import (
+    Objective,
+    effective_weight,
+    plot_densities,
+    plot_errors,
+    plot_schedules,
+    plot_trajectories,
+    plot_weightings,
+)
+from diffusion_lab.mixture import MEANS
 
 
 def lines(panel: object) -> dict[str, torch.Tensor]:
@@ -82,8 +91,45 @@ def test_weightings_are_drawn_for_both_errors(tmp_path: Path) -> None:
     figure.savefig(tmp_path / "weightings.png")
 
 
+def test_trajectories_go_from_the_same_noise_to_data(tmp_path: Path) -> None:
+    figure = plot_trajectories({"DDIM": "ddim", "Heun": "heun", "DDPM": "ddpm"}, steps=6, paths=5)
+    starts, ends = [], []
+    for panel, title in zip(
+        figure.axes, ("DDIM, 6 evaluations", "Heun, 10 evaluations", "DDPM, 6 evaluations"), strict=True
+    ):
+        *walks, _, start, end = panel.get_lines()
+        assert panel.get_title() == title
+        assert len(walks) == 5
+        assert all(len(walk.get_xydata()) == 7 for walk in walks)
+        starts.append(start.get_xydata())
+        ends.append(torch.tensor(end.get_xydata()))
+    assert (starts[0] == starts[1]).all()
+    assert (starts[0] == starts[2]).all()
+    assert not torch.allclose(ends[0], ends[2])
+    means = torch.tensor(MEANS).double()
+    assert all(torch.cdist(end, means).min(1).values.max() < 1.2 for end in ends)
+    figure.savefig(tmp_path / "trajectories.png")
+
+
+def test_errors_fall_at_the_solvers_orders(tmp_path: Path) -> None:
+    figure = plot_errors(
+        {"DDIM": "ddim", "DPM-Solver++(2)": "dpm_solver_pp", "PNDM": "pndm(runge_kutta=True)"},
+        steps=(3, 40, 160),
+        paths=8,
+    )
+    drawn = lines(figure.axes[0])
+    assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("log", "log")
+    assert drawn["DDIM"][:, 0].tolist() == [3, 40, 160]
+    assert drawn["PNDM"][:, 0].tolist() == [49, 169], "three steps are too few for its start"
+    for name, order in (("DDIM", 1), ("DPM-Solver++(2)", 2)):
+        assert math.log(drawn[name][1, 1] / drawn[name][2, 1], 4) == pytest.approx(order, abs=0.25)
+    figure.savefig(tmp_path / "errors.png")
+    with pytest.raises(InputError, match="DDPM draws noise as it is set, so that no end is the exact one"):
+        plot_errors({"DDPM": "ddpm"})
+
+
 def test_nothing_to_draw_is_refused() -> None:
-    for plot in (plot_schedules, plot_densities, plot_weightings):
+    for plot in (plot_schedules, plot_densities, plot_weightings, plot_trajectories, plot_errors):
         with pytest.raises(InputError, match="nothing to draw"):
             plot({})
     with pytest.raises(InputError, match="EPSILON cannot recover x0"):

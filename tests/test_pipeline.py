@@ -21,8 +21,11 @@ from diffusion_lab import (
     ClassLabel,
     DigitClassifier,
     Digits,
+    DPMSolverPP,
+    Heun,
     InputError,
     Pipeline,
+    RePaint,
     load,
     save,
 )
@@ -84,15 +87,100 @@ def test_a_call_has_the_options_a_user_expects(folder: Path) -> None:
     assert "prediction V" in repr(pipe)
 
 
+def test_every_sampler_is_named_or_given_and_its_evaluations_are_told(folder: Path) -> None:
+    pipe, made = load(folder), {}
+    for name, evaluations in {
+        "ddpm": 6, "ddim": 6, "ddim(eta=0.5)": 6, "pndm": 7, "euler": 6, "euler_ancestral": 6, "heun": 10, "lms": 6,
+        "heun(s_churn=3, s_noise=1.01)": 10, "deis": 6, "dpm_solver_pp": 6, "dpm_solver_pp(order=3)": 6,
+        "dpm_solver_pp(method='singlestep')": 6, "dpm_solver_pp(stochastic=True)": 6, "unipc": 6, "unipc(order=3)": 6,
+    }.items():  # fmt: skip
+        made[name] = pipe(labels=[2, 3], steps=6, sampler=name, seed=3, progress=False)
+        assert pipe.evaluations == evaluations, name
+    assert torch.equal(made["ddim"], made["euler"])
+    objects = {"heun(s_churn=3, s_noise=1.01)": Heun(3, s_noise=1.01), "dpm_solver_pp(order=3)": DPMSolverPP(3)}
+    for name, sampler in objects.items():
+        assert torch.equal(made[name], pipe(labels=[2, 3], steps=6, sampler=sampler, seed=3, progress=False))
+    pipe(labels=[2, 3, 4], steps=6, guidance_scale=2.0, batch_size=2, progress=False)
+    assert pipe.evaluations == 12, "guidance asks twice"
+
+
+def test_clipping_is_chosen() -> None:
+    pipe = load(SHIPPED)
+
+    def made(clip_x0: bool | float | None) -> torch.Tensor:
+        return pipe(labels=[2, 3], steps=6, guidance_scale=8.0, clip_x0=clip_x0, progress=False)  # type: ignore[return-value]
+
+    assert torch.equal(made(None), made(True))
+    assert len({made(clip).flatten().numpy().tobytes() for clip in (True, False, 0.9, 0.5)}) == 4
+
+
+def test_an_image_goes_to_noise_and_back() -> None:
+    """The shipped digits, real ones: nearly every byte comes back by 100 steps of second order, and better than by 10."""
+    pipe, real = load(SHIPPED), ClassConditional(Digits()).part("train")
+    assert real.labels is not None
+    images, labels = real.images[:20], real.labels[:20].tolist()
+    errors = []
+    for steps in (10, 100):
+        options: dict[str, Any] = {"labels": labels, "steps": steps, "sampler": "dpm_solver_pp", "progress": False}
+        x_T = pipe.invert(images, **options)
+        assert pipe.evaluations == steps
+        assert x_T.shape == (20, 1, 8, 8)
+        back = pipe(x_T=x_T, clip_x0=False, **options)
+        assert isinstance(back, torch.Tensor)
+        errors.append((back.int() - images.int()).abs().float().mean().item())
+    assert errors[1] < 2 < errors[0]
+    other = pipe(x_T=x_T, **{**options, "labels": [8] * 20})
+    assert (SVC(gamma=0.001).fit(*load_digits(return_X_y=True)).predict(as_digits(other)) == 8).mean() > 0.9
+
+
+def as_digits(images: Any) -> np.ndarray:
+    """Bytes as scikit-learn's digits have them, from 0 to 16."""
+    return images.flatten(1).numpy() / 255 * 16
+
+
+@pytest.mark.parametrize("filling", ["replacement", RePaint(4, 3)])
+def test_a_mask_is_filled_and_the_rest_is_kept(filling: Any) -> None:
+    pipe, real = load(SHIPPED), ClassConditional(Digits()).part("train")
+    assert real.labels is not None
+    images, labels = real.images[:40], real.labels[:40]
+    mask = torch.zeros(8, 8)
+    mask[4:] = 1
+    asked: dict[str, Any] = {
+        "labels": labels.tolist(),
+        "steps": 20,
+        "sampler": "ddpm",
+        "guidance_scale": 2.0,
+        "progress": False,
+    }
+    made = pipe(images=images, mask=mask, filling=filling, **asked)
+    assert torch.equal(made[:, :, :4], images[:, :, :4])
+    read = SVC(gamma=0.001).fit(*load_digits(return_X_y=True)).predict(as_digits(made))
+    assert (read == labels.numpy()).mean() > 0.9
+    one = pipe(images=images[0], mask=mask, filling=filling, **{**asked, "labels": [int(labels[0])] * 3})
+    assert torch.equal(one[:, :, :4], images[:1, :, :4].expand(3, -1, -1, -1))
+    assert not torch.equal(one[0], one[1])
+
+
 def test_it_remembers_how_it_was_measured(tmp_path: Path) -> None:
     module = tiny_module()
-    sampling = {"sampler": DDPM("large").config, "steps": 7, "spacing": "leading", "guidance_scale": 3.0, "seed": 9}
+    sampling = {
+        "sampler": DDPM("large").config,
+        "steps": 7,
+        "spacing": "leading",
+        "guidance_scale": 3.0,
+        "clip_x0": False,
+        "seed": 9,
+    }
     module.measured = {"key": "fd_digits_500", "value": 1.5, "protocol": {"sampling": sampling, "weights": "ema"}}
     pipe = load(save(module, tmp_path / "a"))
     assert pipe.measured == module.measured
     assert Pipeline(module, "raw").measured is None, "the score is the averaged weights'"
-    as_measured = module.sample({"labels": [2]}, steps=7, sampler=DDPM("large"), spacing="leading", guidance_scale=3.0)
+    options: dict[str, Any] = {"steps": 7, "sampler": DDPM("large"), "spacing": "leading", "guidance_scale": 3.0}
+    as_measured = module.sample({"labels": [2]}, clip_x0=False, **options)
     assert torch.equal(pipe(labels=[2], progress=False), as_measured)
+    clipped = module.sample({"labels": [2]}, **options)
+    assert torch.equal(pipe(labels=[2], clip_x0=True, progress=False), clipped)
+    assert not torch.equal(clipped, as_measured)
 
 
 class OwnSampler(DDIM):
@@ -210,8 +298,17 @@ def test_bad_checkpoints_are_named_in_one_line(folder: Path, how: str, message: 
     assert "\n" not in str(error.value)
 
 
+IMAGE = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+
+
 def test_bad_calls_are_named(folder: Path) -> None:
     pipe = load(folder)
+    with pytest.raises(
+        InputError, match="DDPM draws noise as it is set, and inversion needs a sampler that draws none"
+    ):
+        pipe.invert(IMAGE, labels=[1], sampler="ddpm", progress=False)
+    with pytest.raises(InputError, match="images must be uint8"):
+        pipe.invert(IMAGE[0], labels=[1], progress=False)
     for options, message in (
         ({"labels": [10]}, "label 10 is out of range: this model knows 0 to 9"),
         ({"labels": [1], "steps": 0}, "steps must be from 1 to 1000.*got 0"),
@@ -222,6 +319,20 @@ def test_bad_calls_are_named(folder: Path) -> None:
         ({"labels": [1, 2], "num_images": 3}, "say how many images"),
         ({"labels": []}, "list of whole numbers: got"),
         ({"labels": [1], "seed": -1}, "from 0 to 2\\*\\*64 - 1: got seed -1"),
+        ({"labels": [1], "clip_x0": 2.0}, "clip_x0 is true, false or a quantile between 0 and 1"),
+        ({"labels": [1], "x_T": torch.zeros(2, 1, 8, 8)}, r"x_T must be .1, 1, 8, 8., .* got .2, 1, 8, 8."),
+        ({"labels": [1], "mask": torch.ones(8, 8)}, "filling needs images and a mask: got no images"),
+        ({"labels": [1], "images": IMAGE}, "filling needs images and a mask: got no mask"),
+        (
+            {"labels": [1], "images": IMAGE.float(), "mask": torch.ones(8, 8)},
+            "images must be uint8 .N, 1, 8, 8., .* got float32",
+        ),
+        ({"labels": [1], "images": IMAGE, "mask": torch.ones(4, 8)}, r"the mask is .4, 8. but the images are .8, 8."),
+        (
+            {"labels": [1] * 3, "images": IMAGE.expand(2, 1, 8, 8), "mask": torch.ones(8, 8)},
+            "2 images to fill 3 of: give 1 or 3",
+        ),
+        ({"labels": [1], "images": IMAGE, "mask": torch.ones(8, 8), "filling": "patch"}, "unknown filling 'patch'"),
     ):
         with pytest.raises(InputError, match=message):
             pipe(progress=False, **options)  # type: ignore[arg-type]

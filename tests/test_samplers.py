@@ -256,14 +256,14 @@ def test_stochastic_samplers_give_the_gaussian_of_their_formula(sampler: Sampler
     denoise, times, draw = Correlated(schedule), schedule.times(steps), hundred_thousand(1)
     mean, covariance, eye = torch.zeros(2).double(), torch.eye(2).double(), torch.eye(2).double()
     abars = [1.0 if t == 0 else schedule.alphas_cumprod[round(t * 1000) - 1].item() for t in times.tolist()]
-    for i, (abar_t, abar_s) in enumerate(pairwise(abars)):
-        added = 0.0
+    for i, (before, abar_s) in enumerate(pairwise(abars)):
+        abar_t = before
         if isinstance(sampler, Euler) and i > 0:  # there is no level above the first
-            r = math.sqrt((1 - abar_t) / abar_t)
-            raised = 1 / (1 + (1.25 * r) ** 2)  # gamma = 10 / 40
-            scale = math.sqrt(raised / abar_t)
-            added = raised * 1.01**2 * ((1.25 * r) ** 2 - r**2)
-            mean, covariance, abar_t = scale * mean, scale**2 * covariance + added * eye, raised
+            r = math.sqrt((1 - before) / before)
+            abar_t = 1 / (1 + (1.25 * r) ** 2)  # gamma = 10 / 40
+            scale = math.sqrt(abar_t / before)
+            added = abar_t * 1.01**2 * ((1.25 * r) ** 2 - r**2)
+            mean, covariance = scale * mean, scale**2 * covariance + added * eye
         beta = 1 - abar_t / abar_s
         posterior = beta * (1 - abar_s) / (1 - abar_t)
         if isinstance(sampler, DDPM):
@@ -412,7 +412,9 @@ def test_dpm_solver_pp_integrates_its_polynomial(order: Any, stochastic: bool) -
     speed, end, h = 1 + stochastic, lambdas[3], lambdas[3] - lambdas[2]
     nodes, known = lambdas[3 - order : 3], x0s[3 - order :]
     expected = levels[3].sigma / levels[2].sigma * math.exp((1 - speed) * h) * walked[2]
-    if order == 2:  # the line's value at the middle, twice as far from the second-last as its own distance and half a step
+    if (
+        order == 2
+    ):  # the line's value at the middle, twice as far from the second-last as its own distance and half a step
         middle = known[1] + (known[1] - known[0]) * h / 2 / (nodes[1] - nodes[0])
         expected = expected + levels[3].alpha * -math.expm1(-speed * h) * middle
     else:
@@ -521,9 +523,14 @@ def test_a_long_step_out_of_noise_does_not_multiply_errors() -> None:
 
 def test_what_cannot_be_walked_is_refused_in_one_line() -> None:
     flow = SCHEDULES["flow"]
-    with pytest.raises(InputError, match='order 3 needs 3 steps .* but there are 2: take more steps, a lower order, or method="multistep"'):
+    with pytest.raises(
+        InputError,
+        match='order 3 needs 3 steps .* but there are 2: take more steps, a lower order, or method="multistep"',
+    ):
         DPMSolverPP(3, "singlestep")(Oracle(flow, drawn(1)), drawn(1), flow.times(4), drawn)
-    with pytest.raises(InputError, match="Runge-Kutta start takes 3 steps .* there are 1: take more steps, or PNDM.runge_kutta=False."):
+    with pytest.raises(
+        InputError, match="Runge-Kutta start takes 3 steps .* there are 1: take more steps, or PNDM.runge_kutta=False."
+    ):
         PNDM(True).check(LINEAR, LINEAR.times(3))
     for bad in (DEIS, DPMSolverPP, UniPC):
         with pytest.raises(InputError, match=f"{bad.__name__} has orders 1, 2 and 3: got 4"):

@@ -139,9 +139,7 @@ CASES = [
 
 @pytest.mark.parametrize(("peer", "name", "prediction"), CASES, ids=map("-".join, CASES))
 @pytest.mark.parametrize("steps", [5, 10, 13, 20, 50])
-def test_equal_to_diffusers(
-    peer: str, name: str, prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_to_diffusers(peer: str, name: str, prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case, schedule = PEERS[peer], table(name)
     options = dict(case.options)
     if case.kind is diffusers.DDIMScheduler and 1000 % steps:

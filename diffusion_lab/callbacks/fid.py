@@ -7,23 +7,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from diffusion_lab.callbacks.writes_files import WritesFiles
+from diffusion_lab.callbacks.samples import Samples
 from diffusion_lab.data.unconditional import Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
-from diffusion_lab.generate import check_sampling
 from diffusion_lab.metrics.extractors import Inception, extractor_name, extractor_protocol
 from diffusion_lab.metrics.frechet import FeatureGaussian, Gaussian, frechet_distance
 from diffusion_lab.module import DiffusionModule, Weights
-from diffusion_lab.samplers import Sampler, find_sampler
+from diffusion_lab.samplers import Sampler
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.watch import counted_evaluations, progress_bar
 
 
-class FIDCallback(WritesFiles):
+class FIDCallback(Samples):
     """Samples at validation and logs the Frechet distance to real images, on the trainer's device.
 
     The key carries extractor and sample count: `val/fid_2k` for Inception, `val/fd_digits_500` for the extractor named
@@ -74,16 +73,10 @@ class FIDCallback(WritesFiles):
                 f"the FID callback needs samples >= 2, floor_splits >= 1 and batch_size >= 1: got {samples}, "
                 f"{floor_splits} and {batch_size}"
             )
+        super().__init__(sampler, steps, spacing, guidance_scale, clip_x0)
         self.extractor = (extractor or Inception()).eval().requires_grad_(False)
         self.samples, self.reference, self.weights, self.floor_splits = samples, reference, weights, floor_splits
-        self.sampler, self.batch_size = find_sampler(sampler), batch_size
-        self.sampling: dict[str, Any] = {
-            "steps": steps,
-            "spacing": spacing,
-            "guidance_scale": guidance_scale,
-            "clip_x0": clip_x0,
-        }
-        self.seed = seed
+        self.batch_size, self.seed = batch_size, seed
         self.history: list[dict[str, float]] = []
         self._real: tuple[Gaussian, float | None, dict[str, Any]] | None = None
         self._real_of: Unconditional | None = None
@@ -100,18 +93,13 @@ class FIDCallback(WritesFiles):
         """The real-against-real distance, or None before it was measured or where there are too few images for it."""
         return self._real[1] if self._real else None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        datamodule = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, DiffusionModule) or not isinstance(datamodule, Unconditional):
-            raise InputError("the FID callback needs a DiffusionModule, and a DataModule of diffusion_lab.data")
-        # What would fail after the first epoch fails here.
-        check_sampling(
-            pl_module.denoiser, pl_module.conditions, pl_module.space, sampler=self.sampler, **self.sampling
-        )
+    def check(self, module: LightningModule, datamodule: LightningDataModule | None) -> None:
+        super().check(module, datamodule)
+        assert isinstance(module, DiffusionModule)
+        assert isinstance(datamodule, Unconditional)
         if datamodule is not self._real_of:
             self._real, self._real_of = None, datamodule
-        pl_module.conditions.prepare(datamodule.conditions(self.samples))
+        module.conditions.prepare(datamodule.conditions(self.samples))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
@@ -151,7 +139,6 @@ class FIDCallback(WritesFiles):
                     {name: value[list(ours)] for name, value in conditions.items()},
                     num_images=len(ours),
                     indices=ours,
-                    sampler=self.sampler,
                     weights=self.weights,
                     batch_size=self.batch_size,
                     progress=f"sampling {self.samples}" if trainer.is_global_zero else None,
@@ -182,21 +169,13 @@ class FIDCallback(WritesFiles):
                 "reference": reference_protocol,
                 "floor": f"mean over {self.floor_splits} random splits of all images into {self.samples} and the rest",
                 "weights": self.weights,
-                "sampling": {"sampler": self.sampler.config, **self._resolved(module), "seed": self.seed},
+                "sampling": {**self.protocol(module), "seed": self.seed},
                 "network_evaluations": sum(evaluated) // max(len(ours), 1),
                 "quantisation": "uint8, rounded",
             },
         }
         if self.writes:
             write_json(self.folder / f"{stage}_{self.key}.json", {**module.measured, "history": self.history})
-
-    def _resolved(self, module: DiffusionModule) -> dict[str, Any]:
-        """The options of sampling, with what was left to the model as what it chose."""
-        resolved = dict(self.sampling)
-        resolved["spacing"] = resolved["spacing"] or module.denoiser.schedule.default_spacing
-        if resolved["clip_x0"] is None:
-            resolved["clip_x0"] = module.space.data_range is not None
-        return resolved
 
     def _measure_real(self, trainer: Trainer, data: Unconditional) -> tuple[Gaussian, float | None, dict[str, Any]]:
         """The reference's Gaussian, the floor and what identifies the reference, in one pass over all images."""

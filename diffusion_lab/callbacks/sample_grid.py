@@ -9,17 +9,14 @@ from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorB
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from diffusion_lab.callbacks.writes_files import WritesFiles
-from diffusion_lab.data.unconditional import Unconditional
+from diffusion_lab.callbacks.samples import Samples
 from diffusion_lab.errors import InputError
-from diffusion_lab.generate import check_sampling
 from diffusion_lab.images import grid, write_png
-from diffusion_lab.module import DiffusionModule
-from diffusion_lab.samplers import Sampler, find_sampler
+from diffusion_lab.samplers import Sampler
 from diffusion_lab.schedules import Spacing
 
 
-class SampleGrid(WritesFiles):
+class SampleGrid(Samples):
     """Draws rows of conditions and columns of seeds, to every logger that takes images and as PNG beside the logs.
 
     Down a column the starting noise is the same, so that what changes is the condition's doing.
@@ -53,24 +50,8 @@ class SampleGrid(WritesFiles):
         """
         if min(rows, columns) < 1:
             raise InputError(f"a grid has at least 1 row and 1 column: got {rows} and {columns}")
-        self.rows, self.columns, self.last_step = rows, columns, -1
-        self.options: dict[str, Any] = {
-            "guidance_scale": guidance_scale,
-            "sampler": find_sampler(sampler),
-            "steps": steps,
-            "spacing": spacing,
-            "clip_x0": clip_x0,
-        }
-        self.seed = seed
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if not isinstance(pl_module, DiffusionModule) or not isinstance(
-            getattr(trainer, "datamodule", None), Unconditional
-        ):
-            raise InputError("the sample grid needs a DiffusionModule, and a DataModule of diffusion_lab.data")
-        # What would fail at the first validation fails here.
-        check_sampling(pl_module.denoiser, pl_module.conditions, pl_module.space, **self.options)
+        super().__init__(sampler, steps, spacing, guidance_scale, clip_x0)
+        self.rows, self.columns, self.seed, self.last_step = rows, columns, seed, -1
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -96,7 +77,7 @@ class SampleGrid(WritesFiles):
         count = self.rows * self.columns
         indices = [i % self.columns for i in range(count)] if values else range(count)
         return module.sample(
-            values, num_images=count, indices=indices, seed=self.seed, progress="sampling grid", **self.options
+            values, num_images=count, indices=indices, seed=self.seed, progress="sampling grid", **self.sampling
         )
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from diffusion_lab.errors import InputError
 from diffusion_lab.figures.panels import finish, panels
+from diffusion_lab.guidance import Denoise
 from diffusion_lab.mixture import GaussianMixture
 from diffusion_lab.noise import SeededNoise
-from diffusion_lab.samplers import Counted, Sampler, find_sampler
+from diffusion_lab.samplers import Counted, Noise, Sampler, find_sampler
 from diffusion_lab.schedules import CosineSchedule, NoiseSchedule, Spacing
 
 if TYPE_CHECKING:
@@ -44,27 +45,20 @@ def plot_trajectories(
     """
     schedule = schedule or CosineSchedule()
     figure, drawn = panels(len(samplers), samplers, side=3.6)
+    mixture = GaussianMixture(schedule)
+    across = torch.linspace(-EXTENT, EXTENT, 121, dtype=torch.float64)
+    plane = torch.cartesian_prod(across, across)[..., None, None]
+    density = mixture.log_density(plane, torch.zeros((), dtype=torch.float64)).exp().view(121, 121)
     for panel, (name, sampler) in zip(drawn, samplers.items(), strict=True):
-        mixture = Counted(GaussianMixture(schedule))
-        places = [start := _noise(seed, paths)(0)]
-        find_sampler(sampler)(
-            mixture,
-            start,
-            schedule.times(steps, spacing),
-            _noise(seed, paths).of_step,
-            lambda i, x, estimate, places=places: places.append(x),
-        )
-        lines = torch.stack(places).flatten(2)  # [steps + 1, paths, 2]
-        across = torch.linspace(-EXTENT, EXTENT, 121, dtype=torch.float64)
-        plane = torch.cartesian_prod(across, across)[..., None, None]
-        density = mixture.denoise.log_density(plane, torch.zeros((), dtype=torch.float64)).exp().view(121, 121)
+        counted = Counted(mixture)
+        lines = _walk(find_sampler(sampler), counted, schedule.times(steps, spacing), _noise(seed, paths))
         panel.contourf(across, across, density.T, levels=8, cmap="Greys", alpha=0.6)
         panel.plot(lines[..., 0], lines[..., 1], "-", color="tab:blue", linewidth=0.8, alpha=0.8)
-        panel.plot(lines[1:-1, :, 0], lines[1:-1, :, 1], ".", color="tab:blue", markersize=3)
+        panel.plot(*lines[1:-1].flatten(0, 1).T, ".", color="tab:blue", markersize=3)
         panel.plot(*lines[0].T, "o", color="tab:orange", markerfacecolor="none", markersize=6)
         panel.plot(*lines[-1].T, "o", color="tab:red", markersize=4)
         panel.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), aspect="equal", xticks=[], yticks=[])
-        panel.set_title(f"{name}, {mixture.evaluations} evaluations", fontsize=10)
+        panel.set_title(f"{name}, {counted.evaluations} evaluations", fontsize=10)
     return figure
 
 
@@ -91,11 +85,16 @@ def plot_errors(
     Raises:
         InputError: There is no sampler, or one draws noise, or none of the steps can be walked.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, drawn = panels(1, samplers, side=7)
     for name, sampler in samplers.items():
         evaluations, errors = error_by_evaluations(sampler, schedule, steps, spacing, paths, seed)
         drawn[0].loglog(evaluations, errors, marker="o", markersize=4, label=name)
     drawn[0].set(xlabel="network evaluations", ylabel="mean distance from the exact solution")
+    drawn[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    drawn[0].xaxis.set_major_formatter("{x:g}")
+    drawn[0].xaxis.set_minor_formatter(NullFormatter())
     return finish(figure, drawn)
 
 
@@ -131,11 +130,18 @@ def error_by_evaluations(
     return evaluations, errors
 
 
+def _walk(sampler: Sampler, denoise: Denoise, times: Tensor, noise: SeededNoise) -> Tensor:
+    """Where each path is before the first step and after each, [steps + 1, paths, 2]."""
+    places = [noise(0)]
+    sampler(denoise, places[0], times, noise.of_step, lambda i, x, estimate: places.append(x))
+    return torch.stack(places).flatten(2)
+
+
 def _noise(seed: int, paths: int) -> SeededNoise:
     return SeededNoise(seed, range(paths), (2, 1, 1), dtype=torch.float64)
 
 
-def _no_noise(sampler: Sampler):  # type: ignore[no-untyped-def]
+def _no_noise(sampler: Sampler) -> Noise:
     def refuse(i: int) -> Tensor:
         raise InputError(f"{type(sampler).__name__} draws noise as it is set, so that no end is the exact one")
 

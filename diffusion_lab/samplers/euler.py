@@ -1,6 +1,6 @@
 """Euler's and Heun's methods in sigma / alpha, with EDM's churn.
 
-With r = sigma / alpha and y = x / alpha the probability-flow ODE is dy / dr = eps (EDM, arXiv 2206.00364, eqs. 1 and 3).
+With r = sigma / alpha and y = x / alpha the probability-flow ODE is dy / dr = eps (EDM, arXiv 2206.00364, eq. 1).
 """
 
 from __future__ import annotations

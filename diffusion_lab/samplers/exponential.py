@@ -132,7 +132,7 @@ class DPMSolverPP(Sampler):
         return history.carried
 
     def group(self, left: int) -> int:
-        """How many steps the next group has, of those that are left; never one alone at order 3, which would be felt."""
+        """How many of the steps left the next group has; at order 3 none stays alone, whose order 1 would be felt."""
         return 2 if self.order == 3 and left == 4 else min(self.order, left)
 
 

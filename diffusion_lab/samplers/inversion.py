@@ -11,7 +11,7 @@ from diffusion_lab.samplers.base import OnStep, Sampler
 
 
 def invert(sampler: Sampler, denoise: Denoise, x_0: Tensor, times: Tensor, on_step: OnStep | None = None) -> Tensor:
-    """The x_T from which the sampler, walking `times`, comes back to x_0, up to its error (DDIM, arXiv 2010.02502, 5.4).
+    """The x_T from which the sampler, walking `times`, comes back to x_0 (DDIM, arXiv 2010.02502, section 5.4).
 
     At clean data there is no noise to be seen. So the first step, from 0 to the last time t, solves that time's
     x_0 = x0(x_t) by one iteration: eps at alpha x_0, and x_t = alpha x_0 + sigma eps. The others are the sampler's own
