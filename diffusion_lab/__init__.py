@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusion_lab.callbacks import FIDCallback, SampleGrid
+    from diffusion_lab.checkpoint import load, save
     from diffusion_lab.conditions import ClassLabel, Cond, Conditioner, Conditions
     from diffusion_lab.configurable import Configurable
+    from diffusion_lab.continuous_schedules import CosineSchedule, FlowSchedule, KarrasSchedule
     from diffusion_lab.data import ClassConditional, Digits, Unconditional
     from diffusion_lab.denoiser import Denoiser
     from diffusion_lab.densities import Density, LogitNormal, LogNormal, LossSecondMoment, StratifiedUniform, Uniform
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from diffusion_lab.module import DiffusionModule
     from diffusion_lab.networks import UNet
     from diffusion_lab.noise import SeededNoise
-    from diffusion_lab.pipeline import Pipeline, load, save
+    from diffusion_lab.pipeline import Pipeline
     from diffusion_lab.predictions import Estimate, Prediction
     from diffusion_lab.samplers import (
         DDIM,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
         Sampler,
         UniPC,
     )
-    from diffusion_lab.schedules import CosineSchedule, FlowSchedule, KarrasSchedule, NoiseSchedule
+    from diffusion_lab.schedules import NoiseSchedule
     from diffusion_lab.spaces import PixelSpace
     from diffusion_lab.table_schedule import TableSchedule
     from diffusion_lab.variance import LearnedVariance
@@ -66,8 +68,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "callbacks": ["FIDCallback", "SampleGrid"],
+    "checkpoint": ["load", "save"],
     "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions"],
     "configurable": ["Configurable"],
+    "continuous_schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule"],
     "data": ["ClassConditional", "Digits", "Unconditional"],
     "denoiser": ["Denoiser"],
     "densities": ["Density", "LogNormal", "LogitNormal", "LossSecondMoment", "StratifiedUniform", "Uniform"],
@@ -80,7 +84,7 @@ _HOMES = {
     "module": ["DiffusionModule"],
     "networks": ["UNet"],
     "noise": ["SeededNoise"],
-    "pipeline": ["Pipeline", "load", "save"],
+    "pipeline": ["Pipeline"],
     "predictions": ["Estimate", "Prediction"],
     "samplers": [
         "DDIM",
@@ -97,7 +101,7 @@ _HOMES = {
         "Sampler",
         "UniPC",
     ],
-    "schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule", "NoiseSchedule"],
+    "schedules": ["NoiseSchedule"],
     "spaces": ["PixelSpace"],
     "table_schedule": ["TableSchedule"],
     "variance": ["LearnedVariance"],

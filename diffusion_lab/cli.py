@@ -144,8 +144,8 @@ def sample(options: argparse.Namespace) -> None:
 
     import torch
 
+    from diffusion_lab.checkpoint import load
     from diffusion_lab.images import grid, read_image, read_mask, write_png
-    from diffusion_lab.pipeline import load
 
     pipe = load(options.checkpoint, options.weights, options.trust)
     pipe.to(find_device(options.device))

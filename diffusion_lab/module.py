@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from diffusion_lab.conditions import Conditioner, Conditions
 from diffusion_lab.configurable import Configurable, unrecorded
+from diffusion_lab.continuous_schedules import KarrasSchedule
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.densities import Density
 from diffusion_lab.ema import EMA
@@ -24,7 +25,7 @@ from diffusion_lab.generate import generate
 from diffusion_lab.noise import run_seed, training_generator
 from diffusion_lab.pipeline import sampling_options
 from diffusion_lab.predictions import Prediction
-from diffusion_lab.schedules import KarrasSchedule, NoiseSchedule
+from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import Space
 from diffusion_lab.variance import LearnedVariance
 from diffusion_lab.weightings import Weighting

@@ -1,26 +1,20 @@
-"""What a person holds to generate images: `load` a checkpoint, call it, `save` it."""
+"""What a person holds to generate images."""
 
 from __future__ import annotations
 
-import json
-import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL.Image import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from diffusion_lab.conditions import Conditions
-from diffusion_lab.configurable import build, unrecorded
+from diffusion_lab.configurable import build
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError, unknown
-from diffusion_lab.files import atomic_folder, check_writable
 from diffusion_lab.generate import generate, invert_images
 from diffusion_lab.samplers import RePaint, Sampler
 from diffusion_lab.schedules import Spacing
@@ -30,8 +24,6 @@ from diffusion_lab.watch import counted_evaluations
 if TYPE_CHECKING:
     from diffusion_lab.module import DiffusionModule, Weights
 
-WEIGHTS, CONFIG, MEASURED = "model.safetensors", "config.json", "measured.json"
-FILES = {WEIGHTS, CONFIG, MEASURED}
 NETWORK, CONDITIONS = "denoiser.network", "conditions"
 
 
@@ -289,134 +281,3 @@ def sampling_options(
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the measured protocol of this checkpoint is damaged ({error!r}): get it again") from error
     return {**options, "sampler": build(options["sampler"], trust)}
-
-
-def load(path: str | Path, weights: Weights = "ema", trust: bool = False) -> Pipeline:
-    """Rebuild a trained model from its checkpoint and nothing else.
-
-    Args:
-        path: A folder that `fit` or `save` wrote, or a Lightning `.ckpt`.
-        weights: "ema", or "raw" from a `.ckpt`, which has both.
-        trust: Import and run classes from outside diffusion_lab and torch.nn that the checkpoint names.
-
-    Raises:
-        InputError: There is no such checkpoint, it is truncated, or it is something else.
-    """
-    if weights not in ("ema", "raw"):
-        raise unknown("weights", weights, ["ema", "raw"])
-    path = Path(path)
-    if path.is_dir():
-        return _load_folder(path, weights, trust)
-    if path.is_file():
-        return _load_lightning(path, weights, trust)
-    raise InputError(f"no checkpoint at {path}: give a folder that fit or save wrote, or a Lightning .ckpt")
-
-
-def _load_folder(path: Path, weights: str, trust: bool) -> Pipeline:
-    missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
-    if missing:
-        raise InputError(f"{path} is no checkpoint: it has no {missing[0]}; give a folder that fit or save wrote")
-    if weights != "ema":
-        raise InputError(f"{path} holds averaged weights alone: load raw ones from the run's .ckpt")
-    config = _read_json(path / CONFIG)
-    measured = _read_json(path / MEASURED) if (path / MEASURED).is_file() else None
-    pipe = Pipeline.from_config(config.get("model", {}), measured, trust)
-    try:
-        state = load_file(path / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path / WEIGHTS} is truncated or not a safetensors file ({error}): get it again") from error
-    pipe.load_state_dict(state, path / WEIGHTS)
-    return pipe
-
-
-def read_lightning_checkpoint(path: Path) -> dict[str, Any]:
-    """A DiffusionModule's `.ckpt`, on the CPU; raises InputError if it is none or truncated."""
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: give a Lightning .ckpt")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is truncated or not a Lightning checkpoint ({reason}): get it again") from error
-    if not isinstance(checkpoint, dict) or not {"diffusion_lab", "hyper_parameters", "state_dict"} <= checkpoint.keys():
-        raise InputError(f"{path} was not written by a diffusion_lab.DiffusionModule: give a .ckpt of one")
-    return checkpoint
-
-
-def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
-    checkpoint = read_lightning_checkpoint(path)
-    record, parameters = checkpoint["diffusion_lab"], checkpoint["hyper_parameters"]
-    if not isinstance(record, dict) or not isinstance(parameters, dict) or "class_path" not in record:
-        raise InputError(f"{path} has no record of how its model was made: it is damaged; get it again")
-    arguments = {key: value for key, value in parameters.items() if not key.startswith("_")}
-    config = {"class_path": record["class_path"], "init_args": arguments}
-    pipe = Pipeline.from_config(config, record.get("measured"), trust)
-    prefix = "ema.copies." if weights == "ema" else ""
-    names = tuple(f"{prefix}{part}." for part in (NETWORK, CONDITIONS))
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(names)}
-    pipe.load_state_dict(state, path)
-    return pipe
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is truncated or not JSON ({error}): get it again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no object: get it again")
-    return value
-
-
-def check_target(path: Path, overwrite: bool) -> None:
-    """Raise InputError unless a model may be saved at `path`: nothing but a model is ever replaced."""
-    if path.is_file():
-        raise InputError(f"{path} is a file: give a folder")
-    here = {item.name for item in path.iterdir()} if path.is_dir() else set()
-    if others := sorted(here - FILES):
-        raise InputError(
-            f"{path} holds {others[0]}, which is no part of a model and would be lost: give another folder"
-        )
-    if here and not overwrite:
-        raise InputError(f"{path} already holds a finished run: give another folder, or --overwrite to replace it")
-    if path.resolve() == Path.cwd():
-        raise InputError(f"{path} is the folder you are in: give another folder")
-    check_writable(path)
-
-
-def check_recorded(config: Mapping[str, Any]) -> None:
-    """Raise InputError if a module's config lacks what made one of the parts that `load` rebuilds."""
-    parts = [config["init_args"].get(part) for part in ("network", "schedule", "space", "conditions", "variance")]
-    if missing := unrecorded(parts):
-        raise InputError(
-            f"the arguments of {missing[0]} were not recorded, so that nobody could load what would be saved: derive "
-            "the class from diffusion_lab.Configurable"
-        )
-
-
-def save(model: Pipeline | DiffusionModule, path: str | Path, overwrite: bool = False) -> Path:
-    """Write a checkpoint folder: averaged weights as safetensors, config and measured protocol as JSON.
-
-    Args:
-        model: A pipeline, or a module, of which the averaged weights are written.
-        path: The folder; it appears whole or not at all.
-        overwrite: Replace a model that is there; anything else is left alone.
-
-    Raises:
-        InputError: The folder holds something already or cannot be written, or the model's config was not recorded.
-    """
-    from diffusion_lab import __version__
-
-    pipe = model if isinstance(model, Pipeline) else Pipeline(model)
-    path = Path(path)
-    check_target(path, overwrite)
-    check_recorded(pipe.config)
-    with atomic_folder(path) as folder:
-        state = {key: value.detach().cpu().contiguous() for key, value in pipe.state_dict().items()}
-        config = {"diffusion_lab": __version__, "model": pipe.config}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
-        if pipe.measured:
-            (folder / MEASURED).write_text(json.dumps(pipe.measured, indent=2) + "\n")
-    return path

@@ -19,11 +19,11 @@ from rich.table import Table
 from diffusion_lab.callbacks import FIDCallback, ImageWriter
 from diffusion_lab.callbacks.samples import Samples
 from diffusion_lab.callbacks.writes_files import WritesFiles
+from diffusion_lab.checkpoint import check_recorded, check_target, read_lightning_checkpoint, save
 from diffusion_lab.config_errors import constructor_line, one_line
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.module import DiffusionModule
-from diffusion_lab.pipeline import check_recorded, check_target, read_lightning_checkpoint, save
 
 OUTPUT_HELP = "where fit writes the finished model; nothing is written unless given"
 OVERWRITE_HELP = "let fit replace a finished model at --output"

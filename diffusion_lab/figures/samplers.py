@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffusion_lab.continuous_schedules import CosineSchedule
 from diffusion_lab.errors import InputError
 from diffusion_lab.figures.panels import finish, panels
 from diffusion_lab.guidance import Denoise
 from diffusion_lab.mixture import GaussianMixture
 from diffusion_lab.noise import SeededNoise
 from diffusion_lab.samplers import Counted, Noise, Sampler, find_sampler
-from diffusion_lab.schedules import CosineSchedule, NoiseSchedule, Spacing
+from diffusion_lab.schedules import NoiseSchedule, Spacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
