@@ -7,7 +7,18 @@ import torch
 from oracles import SCHEDULES, Oracle, every_schedule
 from torch import Tensor
 
-from diffusion_lab import DDIM, DDPM, DPMSolverPP, Estimate, GaussianMixture, InputError, RePaint, Replacement, UniPC
+from diffusion_lab import (
+    DDIM,
+    DDPM,
+    PNDM,
+    DPMSolverPP,
+    Estimate,
+    GaussianMixture,
+    InputError,
+    RePaint,
+    Replacement,
+    UniPC,
+)
 from diffusion_lab.samplers import Counted
 from diffusion_lab.samplers.filling import find_filling
 from diffusion_lab.schedules import NoiseSchedule
@@ -42,8 +53,8 @@ def test_the_jumps_are_the_papers(steps: int, jump_length: int, resamples: int) 
     assert ours == [steps - 1, *positions_in_the_papers_code(steps, jump_length, resamples)[1:]]
 
 
-@pytest.mark.parametrize("filling", [Replacement(), RePaint(3, 4)])
-@pytest.mark.parametrize("sampler", [DDPM(), DDIM(), DPMSolverPP(3), DPMSolverPP(2, "singlestep"), UniPC()])
+@pytest.mark.parametrize("filling", [Replacement(), RePaint(1, 2), RePaint(3, 4)])
+@pytest.mark.parametrize("sampler", [DDPM(), DDIM(), PNDM(True), DPMSolverPP(3), DPMSolverPP(3, "singlestep"), UniPC()])
 @every_schedule
 def test_known_pixels_are_exact_and_an_oracle_fills_the_rest(
     filling: RePaint, sampler: DDPM, schedule: NoiseSchedule

@@ -123,6 +123,25 @@ def test_half_the_curvature_is_second_order() -> None:
     assert whole[-1] < half[-1] / 10
 
 
+@pytest.mark.parametrize("steps", [14, 17, 20])
+def test_a_group_is_not_left_alone_at_the_end(steps: int) -> None:
+    """One step more than whole groups of three: two groups of two are nearer than one of three and a lone step of order 1."""
+
+    class LoneStep(DPMSolverPP):
+        def group(self, left: int) -> int:
+            return min(self.order, left)
+
+    schedule = SCHEDULES["cosine"]
+    mixture, times = GaussianMixture(schedule), schedule.times(steps)
+    x_T = torch.randn(64, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = mixture.solve(x_T, times[0], times[-1])
+    ours, theirs = (
+        (sampler(mixture, x_T, times, no_noise) - exact).abs().mean()
+        for sampler in (DPMSolverPP(3, "singlestep"), LoneStep(3, "singlestep"))
+    )
+    assert ours < 0.95 * theirs
+
+
 @pytest.mark.parametrize(
     ("sampler", "order"), [(DDIM(), 1), (Heun(), 2), (DPMSolverPP(2), 2), (UniPC(2), 3)], ids=["DDIM", "Heun", "DPMSolverPP", "UniPC"]
 )  # fmt: skip

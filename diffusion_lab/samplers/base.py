@@ -34,12 +34,11 @@ class History(deque[Seen]):
     Attributes:
         times: The [steps + 1] times of the walk.
         i: Which of its steps is being taken.
-        latest: The estimate that was seen last.
         carried: For a sampler that has to remember more, the noise of the steps that it takes together.
     """
 
-    latest: Estimate
     carried: Tensor
+    _latest: Estimate | None = None
 
     def __init__(self, times: Tensor, memory: int) -> None:
         """
@@ -52,9 +51,16 @@ class History(deque[Seen]):
 
     def see(self, denoise: Denoise, x_t: Tensor, t: Tensor) -> Estimate:
         """Evaluate the denoiser at (x_t, t), and remember what it saw."""
-        self.latest = denoise(x_t, t)
-        self.append(Seen(denoise.schedule.at(t), x_t, self.latest))
-        return self.latest
+        self._latest = denoise(x_t, t)
+        self.append(Seen(denoise.schedule.at(t), x_t, self._latest))
+        return self._latest
+
+    @property
+    def latest(self) -> Estimate:
+        """The estimate that was seen last, whether or not it is still remembered."""
+        if self._latest is None:
+            raise RuntimeError("a sampler's step must evaluate the denoiser by history.see(denoise, x_t, t)")
+        return self._latest
 
     @property
     def left(self) -> int:

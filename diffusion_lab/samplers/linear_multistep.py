@@ -56,7 +56,7 @@ class PNDM(Sampler):
         if out_of_noise(at_t, at_s) or (len(history) == 1 and s == 0):
             x0 = history.pop().estimate.x0
             return transfer(x_t, x0, at_t, at_s)
-        if self.runge_kutta and len(history) < 4:
+        if self.runge_kutta and len(history) < 4 and s > 0:
             middle = (t + s) / 2
             at_middle = denoise.schedule.at(middle)
             second = denoise(along(x_t, at_t, at_middle, (1.0, eps)), middle).eps
