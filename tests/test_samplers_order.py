@@ -11,7 +11,7 @@ import torch
 from oracles import SCHEDULES, every_schedule
 from torch import Tensor
 
-from diffusion_lab import DDIM, DEIS, LMS, PNDM, DPMSolverPP, Euler, GaussianMixture, Heun, Sampler, UniPC
+from diffusion_lab import DDIM, DEIS, LMS, PNDM, DPMSolverPP, Estimate, Euler, GaussianMixture, Heun, Sampler, UniPC
 from diffusion_lab.samplers import invert
 from diffusion_lab.schedules import NoiseSchedule
 
@@ -140,6 +140,26 @@ def test_a_group_is_not_left_alone_at_the_end(steps: int) -> None:
         for sampler in (DPMSolverPP(3, "singlestep"), LoneStep(3, "singlestep"))
     )
     assert ours < 0.95 * theirs
+
+
+def test_inversion_begins_at_the_last_time_with_what_is_left_of_the_image() -> None:
+    """The network is never asked about clean data, where there is no noise: eps at alpha x_0, then each rising time."""
+    schedule = SCHEDULES["flow"]
+    asked: list[tuple[float, Tensor]] = []
+
+    class Watched(GaussianMixture):
+        def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
+            asked.append((t.item(), x_t))
+            return super().__call__(x_t, t)
+
+    mixture = Watched(schedule)
+    x_0, times = mixture.draw(3, torch.Generator().manual_seed(0)), schedule.times(4)
+    invert(DDIM(), mixture, x_0, times)
+    (first, x_first), (_, x_second), *_ = asked
+    assert [t for t, _ in asked] == [0.25, 0.25, 0.5, 0.75]
+    torch.testing.assert_close(x_first, 0.75 * x_0)
+    eps = GaussianMixture(schedule)(x_first, torch.tensor(first).double()).eps
+    torch.testing.assert_close(x_second, 0.75 * x_0 + 0.25 * eps)
 
 
 @pytest.mark.parametrize(

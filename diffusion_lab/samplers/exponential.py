@@ -27,10 +27,10 @@ from diffusion_lab.schedules import Level, NoiseSchedule
 
 
 class DEIS(Sampler):
-    """Diffusion exponential integrator sampler, a polynomial of eps in log sigma / alpha (arXiv 2204.13902, eq. 15).
+    """Diffusion exponential integrator sampler, multistep (arXiv 2204.13902, eqs. 14 and 15).
 
-    Of the paper's variants the multistep in log rho. The order is the number of estimates that the polynomial goes
-    through, fewer at the start.
+    The polynomial of eps is in log rho, rho = sigma / alpha, as in diffusers; the paper has it in t and in rho. The
+    order is the number of estimates that it goes through, fewer at the start.
     """
 
     def __init__(self, order: Literal[1, 2, 3] = 3) -> None:
@@ -70,8 +70,8 @@ class DPMSolverPP(Sampler):
     Codes of the multistep order 3 that circulate, the authors' among them, give the parabola's curvature half its
     weight, which leaves second order.
 
-    Stochastic, it is SDE-DPM-Solver++ (the reverse SDE, section 4 and appendix E): exp(-2 h) for exp(-h), and noise of
-    deviation sigma_s sqrt(1 - exp(-2 h)). Order 1 is then DDPM's step.
+    Stochastic, it solves the reverse SDE (the paper's SDE-DPM-Solver++): exp(-2 h) for exp(-h), and noise of deviation
+    sigma_s sqrt(1 - exp(-2 h)). Order 1 is then DDPM's step.
     """
 
     def __init__(

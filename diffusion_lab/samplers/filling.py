@@ -21,8 +21,8 @@ class RePaint(Configurable):
     """RePaint (arXiv 2201.09865, algorithm 1): replacement, and jumps back to more noise so that both parts agree.
 
     After each step the known part is replaced by alpha_s known + sigma_s z. Every `jump_length` steps the walk jumps
-    that far back, x_t = (alpha_t / alpha_s) x_s + std z, and goes down again, `resamples` times in all (the paper's
-    appendix B). The paper has 250 steps of DDPM with 10 and 10, which are the defaults, and cost 2,410 evaluations.
+    that far back, x_t = (alpha_t / alpha_s) x_s + std z, and goes down again, `resamples` times in all, as in the
+    paper's appendix. The paper has 250 steps of DDPM with 10 and 10, the defaults here, which cost 2,410 evaluations.
     """
 
     def __init__(self, jump_length: int = 10, resamples: int = 10) -> None:
