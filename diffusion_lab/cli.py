@@ -106,7 +106,6 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add("--mask", type=Path, metavar="PNG", help="where to fill: white is filled, black is kept exactly")
     add(
         "--filling",
-        default="replacement",
         metavar="NAME",
         help='replacement, or repaint, with arguments as in "repaint(jump_length=5, resamples=4)"; replacement unless '
         "given",

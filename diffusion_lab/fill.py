@@ -27,13 +27,18 @@ class Fill:
         Raises:
             InputError: One of the two is missing, or they do not fit the model or each other.
         """
-        if images is None or mask is None:
-            raise InputError(f"filling needs images and a mask: got no {'images' if images is None else 'mask'}")
+        for name, given in (("images", images), ("mask", mask)):
+            if not isinstance(given, Tensor):
+                got = f"no {name}" if given is None else f"a {type(given).__name__} for {name}"
+                raise InputError(f"filling needs images and a mask, as tensors: got {got}")
+        assert images is not None
+        assert mask is not None
         self.filling, self.space = filling, space
         images = check_images(images if images.ndim == 4 else images[None], space)
-        mask = (mask if mask.dtype == torch.bool else mask > 0.5).view(-1, 1, *mask.shape[-2:])
-        if mask.shape[-2:] != images.shape[-2:]:
-            raise InputError(f"the mask is {list(mask.shape[-2:])} but the images are {list(images.shape[-2:])}")
+        side = images.shape[-2:]
+        if mask.shape != side and (mask.ndim != 4 or mask.shape[1:] != (1, *side)):
+            raise InputError(f"the mask must be {list(side)} or [N, 1, {side[0]}, {side[1]}]: got {list(mask.shape)}")
+        mask = (mask if mask.dtype == torch.bool else mask > 0.5).reshape(-1, 1, *side)
         for name, given in (("images", images), ("masks", mask)):
             if len(given) not in (1, count):
                 raise InputError(f"there are {len(given)} {name} to fill {count} of: give 1 or {count}")
@@ -58,6 +63,8 @@ class Fill:
 
 def check_images(images: Tensor, space: Space) -> Tensor:
     """Raise InputError unless images are uint8 [N, C, H, W] of the model's shape."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a tensor of uint8, not {type(images).__name__}")
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != space.image_shape:
         raise InputError(
             f"images must be uint8 [N, {', '.join(map(str, space.image_shape))}], as the model makes them: got "

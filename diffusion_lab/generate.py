@@ -41,7 +41,7 @@ def generate(
     x_T: Tensor | None = None,
     images: Tensor | None = None,
     mask: Tensor | None = None,
-    filling: RePaint | str = "replacement",
+    filling: RePaint | str | None = None,
     batch_size: int = 256,
     progress: str | None = None,
 ) -> Tensor:
@@ -64,7 +64,7 @@ def generate(
         x_T: The starting noise [N, *space.shape], such as `invert_images` gives, instead of the seed's.
         images: uint8 [N, C, H, W] or one for all, to be filled where the mask is.
         mask: [N, 1, H, W] or [H, W], above 0.5 or true where to fill. Elsewhere the result is `images`, exactly.
-        filling: How: "replacement", "repaint", with arguments as "repaint(jump_length=5)", or an object.
+        filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; "replacement" unless given.
         batch_size: How many images are in memory at once.
         progress: The label of a progress bar; none unless given.
 
@@ -79,9 +79,17 @@ def generate(
     indices = range(count) if indices is None else indices
     if len(indices) != count:
         raise InputError(f"there are {count} images but {len(indices)} indices: give one for each image")
+    if x_T is not None and not (isinstance(x_T, Tensor) and x_T.is_floating_point()):
+        got = x_T.dtype if isinstance(x_T, Tensor) else type(x_T).__name__
+        raise InputError(f"x_T must be a tensor of floats: got {got}")
     if x_T is not None and x_T.shape != (count, *space.shape):
         raise InputError(f"x_T must be {[count, *space.shape]}, a start for each image: got {list(x_T.shape)}")
-    fill = None if images is None and mask is None else Fill(images, mask, find_filling(filling), space, count)
+    if images is None and mask is None:
+        if filling is not None:
+            raise InputError(f"filling {filling} needs images and a mask: give them, or leave it out")
+        fill = None
+    else:
+        fill = Fill(images, mask, find_filling(filling or "replacement"), space, count)
     moves = steps if fill is None else fill.moves(steps)
     batches, device = split(count, batch_size), device_of(denoiser)
 
@@ -89,7 +97,7 @@ def generate(
     with progress_bar(progress, len(batches) * moves) as advance:
         for part, denoise in walks(denoiser, conditions, space, prepared, guidance_scale, clip_x0, batches):
             noise = SeededNoise(seed, indices[part], space.shape, device)
-            start = noise(0) if x_T is None else x_T[part].to(device)
+            start = noise(0) if x_T is None else x_T[part].to(device, torch.float32)
             watch = Watch(advance)
             if fill is None:
                 result = to_uint8(space.decode(sampler(denoise, start, times, noise.of_step, watch)))
@@ -137,7 +145,7 @@ def invert_images(
     """
     sampler = find_sampler(sampler)
     times = check_sampling(denoiser, conditions, space, sampler, steps, spacing, guidance_scale)
-    images = check_images(images, space)
+    check_images(images, space)
     prepared = conditions.prepare(values)
     batches, device = split(count_images(prepared, len(images)), batch_size), device_of(denoiser)
     made = []
@@ -162,6 +170,8 @@ def check_sampling(
     """The times of a walk, once it is clear that it can be walked; raises InputError for what cannot be."""
     times = denoiser.schedule.times(steps, spacing)
     sampler.check(denoiser.schedule, times)
+    if sampler.needs_variance and denoiser.variance is None:
+        raise InputError('this model has learned no variance: use DDPM("small") or DDPM("large")')
     check_scale(guidance_scale)
     conditions.check_scale(guidance_scale)
     if clip_x0 not in (None, False) and space.data_range is None:

@@ -104,15 +104,16 @@ class Clipped:
         if self.quantile is None:
             return x0.clamp(*self.data_range)
         greatest = self.data_range[1]
-        s = torch.quantile(x0.flatten(1).abs() / greatest, self.quantile, dim=1).clamp(min=1)
-        s = s.view(-1, *[1] * (x0.ndim - 1))
+        size = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32)) / greatest
+        s = size.quantile(self.quantile, dim=1).clamp(min=1)
+        s = s.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
         return x0.clamp(-s * greatest, s * greatest) / s
 
 
 def check_quantile(quantile: float) -> None:
     """Raise InputError for a quantile of dynamic thresholding that is out of range."""
-    if not 0 < quantile < 1:
+    if not isinstance(quantile, (int, float)) or not 0 < quantile < 1:
         raise InputError(
             "clip_x0 is true, false or a quantile between 0 and 1 for dynamic thresholding (Imagen has 0.995): got "
-            f"{quantile}"
+            f"{quantile!r}"
         )

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
@@ -40,9 +40,11 @@ def read_image(path: Path, channels: int) -> Tensor:
     """An image file as uint8 [C, H, W] of 1 or 3 channels, at its own size; raises InputError if it is none."""
     try:
         with Image.open(path) as image:
-            return pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        reason = "there is no such file" if not path.is_file() else "it is truncated or no image"
+            if image.mode.startswith(("I", "F")):  # which Pillow would clip
+                raise InputError(f"cannot read {path}: it has more than 8 bits a channel; save it with 8")
+            return pil_to_tensor(ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        reason = "it is truncated, no image or too large" if path.is_file() else "there is no such file"
         raise InputError(f"cannot read {path}: {reason}; give a PNG or JPEG") from error
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from diffusion_lab.errors import InputError
@@ -71,6 +70,8 @@ class GaussianMixture:
         In the angle phi of (alpha, sigma) on the circle the ODE is dx / dphi = v = cos(phi) eps - sin(phi) x0, which is
         regular at pure noise too. scipy's Runge-Kutta method of order 8 solves it.
         """
+        from scipy.integrate import solve_ivp  # half a second
+
         at_t, at_s = self.schedule.at(t), self.schedule.at(s)
         start, end = (math.atan2(level.sigma, level.alpha) for level in (at_t, at_s))
         # Next to clean data the flow no longer moves, but eps has no value there.
@@ -89,12 +90,12 @@ class GaussianMixture:
     def _exponents(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """-|x - alpha means_k|^2 / 2 v, [B, K], and v [B, 1] or [1, 1]."""
         variance = alpha**2 * self.deviation**2 + sigma**2
-        return -(x[:, None] - alpha[..., None] * self.means).square().sum(-1) / (2 * variance), variance
+        return -(x[:, None] - alpha[..., None] * self.means.to(x.device)).square().sum(-1) / (2 * variance), variance
 
     def _mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x], [B, D]."""
         exponents, variance = self._exponents(x, alpha, sigma)
         gain = alpha * self.deviation**2 / variance
         # sum_k p_k (means_k + gain (x - alpha means_k)), the components' probabilities summing to 1.
-        centre = exponents.softmax(1).to(self.means.dtype) @ self.means
+        centre = exponents.softmax(1).to(self.means.dtype) @ self.means.to(x.device)
         return (gain * x + (1 - gain * alpha) * centre).to(x.dtype)

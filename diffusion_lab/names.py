@@ -5,11 +5,20 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Mapping
+from types import NoneType
 from typing import TypeVar
 
 from diffusion_lab.errors import InputError, unknown
 
 T = TypeVar("T")
+
+# What a literal may be for an argument annotated so; other annotations are left to the class.
+LITERALS: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, NoneType),
+}
 
 
 def named(kind: str, text: str, classes: Mapping[str, type[T]]) -> T:
@@ -23,33 +32,36 @@ def named(kind: str, text: str, classes: Mapping[str, type[T]]) -> T:
     Raises:
         InputError: The name or an argument is unknown, or an argument's value is not allowed.
     """
-    name, _, rest = text.strip().partition("(")
+    name, bracket, _ = text.strip().partition("(")
     known = {key.replace("_", ""): found for key, found in classes.items()}
     found = known.get(name.strip().lower().replace("_", ""))
     if found is None:
         raise unknown(kind, name, classes)
-    arguments = parse_arguments(kind, text, "(" + rest) if rest else {}
-    allowed = [*inspect.signature(found).parameters]
-    for argument in arguments:
-        if argument not in allowed:
-            has = f"it has {', '.join(allowed)}" if allowed else "it has none"
+    arguments = parse_arguments(kind, text) if bracket else {}
+    parameters = inspect.signature(found).parameters
+    for argument, value in arguments.items():
+        if argument not in parameters:
+            has = f"it has {', '.join(parameters)}" if parameters else "it has none"
             raise InputError(f"{kind} {found.__name__} has no argument {argument!r}: {has}")
-    try:
-        return found(**arguments)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(f"cannot make {kind} {text!r}: {error}") from error
+        wanted = str(parameters[argument].annotation)
+        if type(value) not in LITERALS.get(wanted, (type(value),)):
+            raise InputError(f"{kind} {found.__name__}'s {argument} must be {wanted}: got {value!r}")
+        if wanted.startswith("float") and isinstance(value, int):
+            arguments[argument] = float(value) if abs(value) < 1e300 else float("inf")
+    return found(**arguments)
 
 
-def parse_arguments(kind: str, text: str, arguments: str) -> dict[str, object]:
-    """The keyword arguments in `(argument=value, ...)`, whose values are literals; nothing is run."""
+def parse_arguments(kind: str, text: str) -> dict[str, object]:
+    """The keyword arguments in `name(argument=value, ...)`, whose values are literals; nothing is run."""
     try:
-        call = ast.parse(f"f{arguments}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError
-        return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError) as error:
+        arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+        if len(arguments) < len(call.keywords):
+            raise ValueError
+        return arguments
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise InputError(
             f"cannot read {kind} {text!r}: write name(argument=value, ...), with numbers, True, False or 'text'"
         ) from error

@@ -102,7 +102,7 @@ class Pipeline:
         x_T: Tensor | None = None,
         images: Tensor | None = None,
         mask: Tensor | None = None,
-        filling: RePaint | str = "replacement",
+        filling: RePaint | str | None = None,
         batch_size: int = 64,
         output_type: Literal["uint8", "pil"] = "uint8",
         progress: bool = True,
@@ -124,7 +124,8 @@ class Pipeline:
             x_T: The starting noise [N, C, H, W] of the model's space, such as `invert` gives, instead of the seed's.
             images: uint8 [N, C, H, W], or one for all, to be filled where the mask is.
             mask: [N, 1, H, W] or [H, W], above 0.5 or true where to fill. The rest of `images` is kept exactly.
-            filling: How: "replacement", "repaint", with arguments as "repaint(jump_length=5)", or an object.
+            filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; "replacement" unless
+                given.
             batch_size: Images in memory at once.
             output_type: "uint8" for a tensor [N, C, H, W] on the CPU, "pil" for a list of images.
             progress: Show a bar.

@@ -80,17 +80,18 @@ class NoiseSchedule(Configurable, ABC):
 
     def at(self, t: Tensor) -> Level:
         """The level of one time t [], in float64 and remembered, since a step of a walk asks for it many times."""
-        key = float(t)
-        if key not in self._levels:
-            self.tabulate(torch.tensor([key], dtype=torch.float64))
-        return self._levels[key]
+        known = self._levels.get(key := float(t))
+        return known or self.tabulate(torch.tensor([key], dtype=torch.float64))[0]
 
-    def tabulate(self, times: Tensor) -> None:
-        """Work out the levels of many times [N] at once, as `at` will be asked for them."""
+    def tabulate(self, times: Tensor) -> list[Level]:
+        """The levels of many times [N] at once, remembered for `at`."""
         times = times.to("cpu", torch.float64)
         columns = (*self(times), self.log_snr(times) / 2, self.network_time(times))
-        levels = (Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+        levels = [Level(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        if len(self._levels) > 10_000:  # times without end, as of an adaptive solver, are not worth remembering
+            self._levels.clear()
         self._levels.update(zip(times.tolist(), levels, strict=True))
+        return levels
 
     def _pair(self, t: Tensor) -> tuple[Tensor | float, Tensor | float]:
         return self(t) if t.ndim else self.at(t)[:2]

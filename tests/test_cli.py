@@ -254,6 +254,7 @@ def test_sample_fills_a_mask(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for i in range(2):
         pixels = picture[3 : 3 + 48 : 6, 3 + 51 * i : 3 + 51 * i + 48 : 6]
         assert torch.equal(pixels[:, :5], image[0, :, :5])
+        assert not torch.equal(pixels[:, 5:], image[0, :, 5:])
 
 
 BAD = [
@@ -301,7 +302,10 @@ BAD = [
     (["sample", "model", "--labels", "1", "--sampler", "dpm_solver_pp(order=3, method='singlestep')", "--steps", "3"], "order 3 needs 3 steps"),
     (["sample", "model", "--labels", "1", "--clip-x0", "maybe"], "argument --clip-x0: must be yes, no or a quantile such as 0.995: got 'maybe'"),
     (["sample", "model", "--labels", "1", "--image", "no.png", "--mask", "no.png"], "cannot read no.png: there is no such file"),
-    (["sample", "model", "--labels", "1", "--image", "tiny.yaml", "--mask", "no.png"], "cannot read tiny.yaml: it is truncated or no image"),
+    (["sample", "model", "--labels", "1", "--image", "tiny.yaml", "--mask", "no.png"], "cannot read tiny.yaml: it is truncated, no image or too large"),
+    (["sample", "model", "--labels", "1", "--filling", "repaint"], "filling repaint needs images and a mask"),
+    (["sample", "model", "--labels", "1", "--sampler", "ddpm(variance='learned')"], "this model has learned no variance"),
+    (["fit", "--config", "tiny.yaml", "--trainer.callbacks", "diffusion_lab.SampleGrid", "--trainer.callbacks.sampler", "ddpm(variance='learned')"], "this model has learned no variance"),
     (["fit", "--config", "tiny.yaml", "--trainer.callbacks", "diffusion_lab.SampleGrid", "--trainer.callbacks.sampler", "hoin"], "unknown sampler 'hoin'"),
     (["fit", "--config", "tiny.yaml", "--trainer.callbacks", "diffusion_lab.SampleGrid", "--trainer.callbacks.sampler", "pndm(runge_kutta=True)", "--trainer.callbacks.steps", "4"], "Runge-Kutta start takes 3 steps"),
     (["sample", "model", "--labels", "1", "--output", "tiny.yaml/a.png"], "cannot write tiny.yaml/a.png"),

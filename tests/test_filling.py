@@ -153,8 +153,9 @@ def test_evaluations_are_the_steps_down() -> None:
 def test_what_cannot_be_filled_is_refused() -> None:
     with pytest.raises(InputError, match="jumps of 10 steps need a walk of more steps: got 10"):
         RePaint().positions(10)
-    with pytest.raises(InputError, match="at least 1: got 0 and 3"):
-        RePaint(0, 3)
+    for wrong in ((0, 3), (2, 2.5), (True, 3)):
+        with pytest.raises(InputError, match="whole jump_length and resamples, at least 1: got"):
+            RePaint(*wrong)  # type: ignore[arg-type]
     with pytest.raises(
         InputError, match="unknown filling 'repant': allowed are repaint, replacement; did you mean 'repaint'"
     ):

@@ -161,6 +161,23 @@ def test_a_mask_is_filled_and_the_rest_is_kept(filling: Any) -> None:
     assert not torch.equal(one[0], one[1])
 
 
+def test_filling_and_given_noise_do_not_depend_on_the_batch(folder: Path) -> None:
+    pipe, generator = load(folder), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    masks = torch.rand(5, 1, 8, 8, generator=generator) > 0.5
+    x_T = torch.randn(5, 1, 8, 8, generator=generator)
+    filled: dict[str, Any] = {"images": images, "mask": masks, "filling": "repaint(jump_length=2, resamples=3)"}
+    for options in (filled, {"x_T": x_T}):
+        whole, parts = (
+            pipe(labels=[1, 2, 3, 4, 5], steps=5, sampler="ddpm", batch_size=size, progress=False, **options)
+            for size in (5, 2)
+        )
+        assert (whole.int() - parts.int()).abs().max() <= 1  # type: ignore[union-attr]
+    half = pipe(labels=[1, 2, 3, 4, 5], steps=5, clip_x0=0.9, x_T=x_T.half(), progress=False)
+    whole = pipe(labels=[1, 2, 3, 4, 5], steps=5, clip_x0=0.9, x_T=x_T.half().float(), progress=False)
+    assert torch.equal(half, whole)  # type: ignore[arg-type]
+
+
 def test_it_remembers_how_it_was_measured(tmp_path: Path) -> None:
     module = tiny_module()
     sampling = {
@@ -307,6 +324,8 @@ def test_bad_calls_are_named(folder: Path) -> None:
         InputError, match="DDPM draws noise as it is set, and inversion needs a sampler that draws none"
     ):
         pipe.invert(IMAGE, labels=[1], sampler="ddpm", progress=False)
+    with pytest.raises(InputError, match="images must be a tensor of uint8, not list"):
+        pipe.invert([[0]], labels=[1], progress=False)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="images must be uint8"):
         pipe.invert(IMAGE[0], labels=[1], progress=False)
     for options, message in (
@@ -321,13 +340,23 @@ def test_bad_calls_are_named(folder: Path) -> None:
         ({"labels": [1], "seed": -1}, "from 0 to 2\\*\\*64 - 1: got seed -1"),
         ({"labels": [1], "clip_x0": 2.0}, "clip_x0 is true, false or a quantile between 0 and 1"),
         ({"labels": [1], "x_T": torch.zeros(2, 1, 8, 8)}, r"x_T must be .1, 1, 8, 8., .* got .2, 1, 8, 8."),
-        ({"labels": [1], "mask": torch.ones(8, 8)}, "filling needs images and a mask: got no images"),
-        ({"labels": [1], "images": IMAGE}, "filling needs images and a mask: got no mask"),
+        ({"labels": [1], "clip_x0": "yes"}, "clip_x0 is true, false or a quantile between 0 and 1 .* got 'yes'"),
+        ({"labels": [1], "x_T": np.zeros((1, 1, 8, 8))}, "x_T must be a tensor of floats: got ndarray"),
+        ({"labels": [1], "x_T": IMAGE}, "x_T must be a tensor of floats: got torch.uint8"),
+        ({"labels": [1], "filling": "repaint"}, "filling repaint needs images and a mask: give them, or leave it out"),
+        ({"labels": [1], "mask": torch.ones(8, 8)}, "filling needs images and a mask, as tensors: got no images"),
+        ({"labels": [1], "images": IMAGE}, "filling needs images and a mask, as tensors: got no mask"),
+        ({"labels": [1], "images": IMAGE, "mask": np.ones((8, 8))}, "as tensors: got a ndarray for mask"),
+        (
+            {"labels": [1], "images": IMAGE, "mask": torch.ones(1, 3, 8, 8)},
+            r"the mask must be .8, 8. or .N, 1, 8, 8.: got .1, 3, 8, 8.",
+        ),
+        ({"labels": [1], "images": IMAGE, "mask": torch.ones(3, 8, 8)}, r"the mask must be .8, 8. .* got .3, 8, 8."),
         (
             {"labels": [1], "images": IMAGE.float(), "mask": torch.ones(8, 8)},
             "images must be uint8 .N, 1, 8, 8., .* got float32",
         ),
-        ({"labels": [1], "images": IMAGE, "mask": torch.ones(4, 8)}, r"the mask is .4, 8. but the images are .8, 8."),
+        ({"labels": [1], "images": IMAGE, "mask": torch.ones(4, 8)}, r"the mask must be .8, 8. .* got .4, 8."),
         (
             {"labels": [1] * 3, "images": IMAGE.expand(2, 1, 8, 8), "mask": torch.ones(8, 8)},
             "2 images to fill 3 of: give 1 or 3",
@@ -350,7 +379,7 @@ def test_saving_replaces_nothing_unasked_and_leaves_nothing_half_written(
     def fail(*args: object, **options: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("diffusion_lab.pipeline.save_file", fail)
+    monkeypatch.setattr("diffusion_lab.checkpoint.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save(tiny_module(), folder, overwrite=True)
     assert (folder / "model.safetensors").read_bytes() == before

@@ -11,7 +11,21 @@ import torch
 from oracles import SCHEDULES, every_schedule
 from torch import Tensor
 
-from diffusion_lab import DDIM, DEIS, LMS, PNDM, DPMSolverPP, Estimate, Euler, GaussianMixture, Heun, Sampler, UniPC
+from diffusion_lab import (
+    DDIM,
+    DDPM,
+    DEIS,
+    LMS,
+    PNDM,
+    DPMSolverPP,
+    Estimate,
+    Euler,
+    GaussianMixture,
+    Heun,
+    InputError,
+    Sampler,
+    UniPC,
+)
 from diffusion_lab.samplers import invert
 from diffusion_lab.schedules import NoiseSchedule
 
@@ -23,7 +37,9 @@ ORDERS = {
     "PLMS": (PNDM(), 2),
     "PNDM": (PNDM(runge_kutta=True), 2),
     "LMS-2": (LMS(2), 2),
+    "LMS-3": (LMS(3), 3),
     "LMS-4": (LMS(4), 4),
+    "DEIS-1": (DEIS(1), 1),
     "DEIS-2": (DEIS(2), 2),
     "DEIS-3": (DEIS(3), 3),
     "DPMSolverPP-1": (DPMSolverPP(1), 1),
@@ -33,6 +49,7 @@ ORDERS = {
     "DPMSolverPP-3-singlestep": (DPMSolverPP(3, "singlestep"), 3),
     "UniPC-1": (UniPC(1), 2),
     "UniPC-2": (UniPC(2), 3),
+    "UniPC-3": (UniPC(3), 3.5),  # 4, but for the lower orders that it begins with
 }
 solvers = pytest.mark.parametrize(("sampler", "order"), ORDERS.values(), ids=ORDERS)
 
@@ -140,6 +157,14 @@ def test_a_group_is_not_left_alone_at_the_end(steps: int) -> None:
         for sampler in (DPMSolverPP(3, "singlestep"), LoneStep(3, "singlestep"))
     )
     assert ours < 0.95 * theirs
+
+
+@pytest.mark.parametrize("sampler", [DDPM("learned"), DDIM(0.5), Heun(s_churn=1), DPMSolverPP(1, stochastic=True)])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_inversion_by_noise_is_refused(sampler: Sampler, steps: int) -> None:
+    schedule = SCHEDULES["flow"]
+    with pytest.raises(InputError, match=f"{type(sampler).__name__} draws noise as it is set"):
+        invert(sampler, GaussianMixture(schedule), torch.zeros(1, 2, 1, 1).double(), schedule.times(steps))
 
 
 def test_inversion_begins_at_the_last_time_with_what_is_left_of_the_image() -> None:

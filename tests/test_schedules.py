@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import diffusers
@@ -15,6 +17,26 @@ from diffusion_lab import CosineSchedule, FlowSchedule, InputError, KarrasSchedu
 
 SPACINGS = ["trailing", "leading", "linspace", "quadratic", "karras", "log_snr"]
 T = torch.linspace(0.0005, 0.9995, 2001, dtype=torch.float64)
+
+
+@every_schedule
+def test_a_level_is_that_of_the_time_and_is_remembered(schedule: NoiseSchedule) -> None:
+    """Exactly, from whichever of several times, and also in copies; times without end are not."""
+    schedule = copy.deepcopy(schedule)
+    times = schedule.times(7)
+    schedule.tabulate(times)
+    for each in (schedule, pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule)):
+        for t in (*times, torch.tensor(0.123456789, dtype=torch.float64)):
+            alpha, sigma = (level.item() for level in each(t))
+            level = each.at(t)
+            assert (level.alpha, level.sigma) == pytest.approx((alpha, sigma), abs=1e-15)
+            assert level.half_log_snr == pytest.approx(each.log_snr(t).item() / 2, rel=1e-12)
+            assert level.network_time == pytest.approx(each.network_time(t).item(), rel=1e-12)
+            assert level.ratio == (pytest.approx(sigma / alpha, rel=1e-12) if alpha else math.inf)
+            assert each.at(t) is level
+    for t in torch.linspace(0, 1, 10_500, dtype=torch.float64).split(500):
+        schedule.tabulate(t)
+    assert len(schedule._levels) <= 10_500
 
 
 @every_schedule

@@ -14,7 +14,7 @@ from diffusion_lab.figures.panels import finish, panels
 from diffusion_lab.guidance import Denoise
 from diffusion_lab.mixture import GaussianMixture
 from diffusion_lab.noise import SeededNoise
-from diffusion_lab.samplers import Counted, Noise, Sampler, find_sampler
+from diffusion_lab.samplers import Counted, Sampler, find_sampler
 from diffusion_lab.schedules import NoiseSchedule, Spacing
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ def error_by_evaluations(
 ) -> tuple[list[int], list[float]]:
     """A sampler's evaluations and errors, the line that `plot_errors` draws; its arguments and errors are the same."""
     schedule, sampler = schedule or CosineSchedule(), find_sampler(sampler)
+    if sampler.draws_noise:
+        raise InputError(f"{type(sampler).__name__} draws noise as it is set, so that no end is the exact one")
     mixture = GaussianMixture(schedule)
     start = _noise(seed, paths)(0)
     exact: dict[float, Tensor] = {}
@@ -123,7 +125,7 @@ def error_by_evaluations(
         if first not in exact:
             exact[first] = mixture.solve(start, times[0], times[-1])
         counted = Counted(mixture)
-        end = sampler(counted, start, times, _no_noise(sampler))
+        end = sampler(counted, start, times, _noise(seed, paths).of_step)
         evaluations.append(counted.evaluations)
         errors.append((end - exact[first]).flatten(1).norm(dim=1).mean().item())
     if not errors:
@@ -140,10 +142,3 @@ def _walk(sampler: Sampler, denoise: Denoise, times: Tensor, noise: SeededNoise)
 
 def _noise(seed: int, paths: int) -> SeededNoise:
     return SeededNoise(seed, range(paths), (2, 1, 1), dtype=torch.float64)
-
-
-def _no_noise(sampler: Sampler) -> Noise:
-    def refuse(i: int) -> Tensor:
-        raise InputError(f"{type(sampler).__name__} draws noise as it is set, so that no end is the exact one")
-
-    return refuse

@@ -35,6 +35,7 @@ class DDPM(Sampler):
         if variance not in ("small", "large", "learned"):
             raise unknown("DDPM variance", variance, ["small", "large", "learned"])
         self.variance = variance
+        self.draws_noise, self.needs_variance = True, variance == "learned"
 
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Tensor, s: Tensor, history: History, noise: Callable[[], Tensor]
@@ -75,7 +76,7 @@ class DDIM(Sampler):
         """
         if not 0 <= eta <= 1:
             raise InputError(f"{type(self).__name__}'s eta must be from 0 to 1: got {eta}")
-        self.eta = eta
+        self.eta, self.draws_noise = eta, eta > 0
 
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Tensor, s: Tensor, history: History, noise: Callable[[], Tensor]

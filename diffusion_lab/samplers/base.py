@@ -72,10 +72,14 @@ class Sampler(Configurable, ABC):
     """`sampler(denoise, x_T, times, noise) -> x_0`, one `step` at a time.
 
     Attributes:
-        memory: How many evaluations a step may look at, its own included.
+        memory: How many evaluations a step may look at, its own included. Each keeps x_t and the network's output.
+        draws_noise: Whether a step draws noise, so that it solves no ODE.
+        needs_variance: Whether it asks for a variance that the model has learned.
     """
 
     memory: int = 1
+    draws_noise: bool = False
+    needs_variance: bool = False
 
     @abstractmethod
     def step(

@@ -22,7 +22,7 @@ class Euler(Sampler):
 
     Churn makes it stochastic (EDM, arXiv 2206.00364, algorithm 2): before a step the noise is raised to
     r (1 + gamma), gamma = min(s_churn / steps, sqrt(2) - 1), where s_tmin <= r sigma_data <= s_tmax. It is not raised
-    above the level of t = 1, the noisiest that a network knows.
+    above the level of t = 1.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Euler(Sampler):
             if not 0 <= value < math.inf:
                 raise InputError(f"{type(self).__name__}'s {name} must be a number from 0: got {value}")
         self.s_churn, self.s_tmin, self.s_tmax, self.s_noise = s_churn, s_tmin, s_tmax, s_noise
+        self.draws_noise = s_churn > 0
 
     def step(
         self, denoise: Denoise, x_t: Tensor, t: Tensor, s: Tensor, history: History, noise: Callable[[], Tensor]

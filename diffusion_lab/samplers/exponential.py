@@ -93,7 +93,7 @@ class DPMSolverPP(Sampler):
         if method not in ("multistep", "singlestep"):
             raise unknown("DPMSolverPP method", method, ["multistep", "singlestep"])
         self.order = self.memory = order
-        self.method, self.stochastic = method, stochastic
+        self.method, self.stochastic, self.draws_noise = method, stochastic, stochastic
 
     def check(self, schedule: NoiseSchedule, times: Tensor) -> None:
         usable = usable_steps(schedule, times)
@@ -147,7 +147,8 @@ class UniPC(Sampler):
     def __init__(self, order: Literal[1, 2, 3] = 2) -> None:
         """
         Args:
-            order: That of the predictor, 1, 2 or 3; with the corrector it is one more.
+            order: That of the predictor, 1, 2 or 3; with the corrector it is one more, at 3 half of one more, since a
+                walk begins with lower orders.
 
         Raises:
             InputError: Another order.
@@ -196,5 +197,5 @@ def infinite(t: Level, s: Level) -> bool:
 
 def check_order(sampler: Sampler, order: int) -> None:
     """Raise InputError unless the order is 1, 2 or 3."""
-    if order not in (1, 2, 3):
+    if type(order) is not int or order not in (1, 2, 3):
         raise InputError(f"{type(sampler).__name__} has orders 1, 2 and 3: got {order}")

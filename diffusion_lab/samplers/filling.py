@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -34,9 +34,9 @@ class RePaint(Configurable):
         Raises:
             InputError: One of them is below 1.
         """
-        if min(jump_length, resamples) < 1:
+        if type(jump_length) is not int or type(resamples) is not int or min(jump_length, resamples) < 1:
             raise InputError(
-                f"RePaint needs jump_length and resamples of at least 1: got {jump_length} and {resamples}"
+                f"RePaint needs whole jump_length and resamples, at least 1: got {jump_length} and {resamples}"
             )
         self.jump_length, self.resamples = jump_length, resamples
 
@@ -102,9 +102,10 @@ class RePaint(Configurable):
             t, s = times[here], times[there]
             if there > here:
                 history.i = here
-                x = sampler.step(denoise, x, t, s, history, partial(noise, i))
                 # One draw serves both parts: what a step makes of it in the known part is overwritten.
-                x = put_in(x, s, noise(i) if s > 0 else x)
+                drawn = cache(partial(noise, i))
+                x = sampler.step(denoise, x, t, s, history, drawn)
+                x = put_in(x, s, drawn() if s > 0 else x)
             else:
                 ratio, variance = (float(value) for value in schedule.transition(s, t))
                 x = combine((ratio, x), (math.sqrt(variance), noise(i)))

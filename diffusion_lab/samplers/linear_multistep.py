@@ -86,7 +86,7 @@ class LMS(Sampler):
         Raises:
             InputError: The order is out of range.
         """
-        if order not in (1, 2, 3, 4):
+        if type(order) is not int or order not in (1, 2, 3, 4):
             raise InputError(f"LMS has orders 1, 2, 3 and 4: got {order}")
         self.order = self.memory = order
 

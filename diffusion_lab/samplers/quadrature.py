@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scipy.special import hyp1f1
-
 
 def weights_for(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     """The weights w with sum_j w_j nodes_j^k = moments_k for every k below the number of nodes.
@@ -32,4 +30,6 @@ def exponential_moments(z: float, count: int) -> list[float]:
     They are k! phi_{k+1}(-z) of exponential integrators (Hochbruck and Ostermann, 2010, eq. 2.10), written as
     1F1(1; k + 2; -z) / (k + 1), which loses no digits at small z as their recursion does.
     """
+    from scipy.special import hyp1f1  # a third of a second
+
     return [float(hyp1f1(1, k + 2, -z)) / (k + 1) for k in range(count)]
