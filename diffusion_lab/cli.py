@@ -8,10 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from diffusion_lab import __version__
 from diffusion_lab.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion_lab.pipeline import Pipeline
 
 TRAINING = {
     "fit": "train a model, measure it and save it",
@@ -110,6 +115,14 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
         help='replacement, or repaint, with arguments as in "repaint(jump_length=5, resamples=4)"; replacement unless '
         "given",
     )
+    add("--invert", type=Path, metavar="PNG", help="begin at the noise that this image comes from, by the same steps")
+    add(
+        "--invert-labels",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="the class that the image to invert has, one for all or for each; that of --labels unless given",
+    )
     add("--seed", type=int, default=0, help="with an image's place in the list it decides the image; 0 unless given")
     add("--columns", type=int, metavar="N", help="images in a row of the grid; a row of ten, or a square, unless given")
     add("--weights", choices=["ema", "raw"], default="ema", help="ema unless given; a folder has no raw ones")
@@ -157,6 +170,7 @@ def sample(options: argparse.Namespace) -> None:
         spacing=options.spacing,
         guidance_scale=options.guidance_scale,
         clip_x0=options.clip_x0,
+        x_T=None if options.invert is None else inverted(pipe, options),
         images=None if options.image is None else read_image(options.image, pipe.image_shape[0]),
         mask=None if options.mask is None else read_mask(options.mask),
         filling=options.filling,
@@ -166,6 +180,25 @@ def sample(options: argparse.Namespace) -> None:
     assert isinstance(made, torch.Tensor)
     write_png(grid(made, options.columns), options.output)
     print(f"wrote {options.output}: {len(made)} images, {pipe.evaluations} network evaluations each")
+
+
+def inverted(pipe: Pipeline, options: argparse.Namespace) -> Tensor:
+    """The noise that the image to invert comes from, for each image that is asked for."""
+    from diffusion_lab.images import read_image
+
+    count = options.num_images if options.labels is None else len(options.labels)
+    labels = options.invert_labels or options.labels
+    if labels is not None and len(labels) == 1:
+        labels = labels * (count or 1)
+    image = read_image(options.invert, pipe.image_shape[0])
+    return pipe.invert(
+        image.expand(count or 1, *image.shape),
+        steps=options.steps,
+        sampler=options.sampler,
+        spacing=options.spacing,
+        batch_size=options.batch_size,
+        **({} if labels is None else {"labels": labels}),
+    )
 
 
 def find_device(name: str | None) -> str:

@@ -16,11 +16,12 @@ import yaml
 from oracles import tiny_module
 from PIL import Image
 
-from diffusion_lab import DPMSolverPP, load, save
+from diffusion_lab import ClassConditional, Digits, DPMSolverPP, load, save
 from diffusion_lab.cli import main
 from diffusion_lab.images import grid, write_png
 
 ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "checkpoints" / "digits"
 TINY = {
     "seed_everything": 0,
     "trainer": {"accelerator": "cpu", "max_epochs": 1, "max_steps": 4, "enable_progress_bar": False, "enable_model_summary": False},
@@ -257,6 +258,26 @@ def test_sample_fills_a_mask(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert not torch.equal(pixels[:, 5:], image[0, :, 5:])
 
 
+def test_sample_begins_at_the_noise_of_an_image(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own label it comes out again; with others it is edited, as a pipeline does it."""
+    real = ClassConditional(Digits()).part("train")
+    assert real.labels is not None
+    label = int(real.labels[0])
+    write_png(real.images[0], Path("image.png"))
+    walk = ["--steps", 50, "--sampler", "dpm_solver_pp", "--invert", "image.png"]
+    arguments = ["sample", SHIPPED, "--labels", label, "--clip-x0", "no", *walk, "--output", "same.png"]
+    assert command(monkeypatch, *arguments) == 0
+    same = np.array(Image.open("same.png"))[3 : 3 + 48 : 6, 3 : 3 + 48 : 6, 0].astype(int)
+    assert np.abs(same - real.images[0, 0].numpy()).mean() < 4
+    other = ["sample", SHIPPED, "--labels", 1, 8, *walk, "--invert-labels", label, "--output", "other.png"]
+    assert command(monkeypatch, *other) == 0
+    pipe = load(SHIPPED)
+    options: dict[str, Any] = {"steps": 50, "sampler": "dpm_solver_pp", "progress": False}
+    x_T = pipe.invert(real.images[:1].expand(2, -1, -1, -1), labels=[label] * 2, **options)
+    write_png(grid(pipe(x_T=x_T, labels=[1, 8], **options)), Path("expected.png"))
+    assert np.array_equal(Image.open("other.png"), Image.open("expected.png"))
+
+
 BAD = [
     (["fit", "--config", "nope.yaml"], "File does not exist"),
     (["fit"], "the following arguments are required"),
@@ -306,6 +327,9 @@ BAD = [
     (["sample", "model", "--labels", "1", "--filling", "repaint"], "filling repaint needs images and a mask"),
     (["sample", "model", "--labels", "1", "--sampler", "ddpm(variance='learned')"], "this model has learned no variance"),
     (["fit", "--config", "tiny.yaml", "--trainer.callbacks", "diffusion_lab.SampleGrid", "--trainer.callbacks.sampler", "ddpm(variance='learned')"], "this model has learned no variance"),
+    (["sample", "model", "--labels", "1", "--invert", "no.png"], "cannot read no.png: there is no such file"),
+    (["sample", "model", "--labels", "1", "--invert", "eight.png", "--sampler", "ddpm"], "DDPM draws noise as it is set"),
+    (["sample", "model", "--labels", "1", "2", "3", "--invert", "eight.png", "--invert-labels", "1", "2"], "say how many images"),
     (["fit", "--config", "tiny.yaml", "--trainer.callbacks", "diffusion_lab.SampleGrid", "--trainer.callbacks.sampler", "hoin"], "unknown sampler 'hoin'"),
     (["fit", "--config", "tiny.yaml", "--trainer.callbacks", "diffusion_lab.SampleGrid", "--trainer.callbacks.sampler", "pndm(runge_kutta=True)", "--trainer.callbacks.steps", "4"], "Runge-Kutta start takes 3 steps"),
     (["sample", "model", "--labels", "1", "--output", "tiny.yaml/a.png"], "cannot write tiny.yaml/a.png"),
@@ -326,6 +350,7 @@ def test_bad_input_is_one_line_and_status_2(
 ) -> None:
     if arguments[0] == "sample":
         save(tiny_module(), "model")
+        write_png(torch.zeros(1, 8, 8, dtype=torch.uint8), Path("eight.png"))
     before = sorted(here.rglob("*"))
     assert command(monkeypatch, *arguments) == 2
     printed = capsys.readouterr().err
