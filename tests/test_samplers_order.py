@@ -159,7 +159,22 @@ def test_a_group_is_not_left_alone_at_the_end(steps: int) -> None:
     assert ours < 0.95 * theirs
 
 
-@pytest.mark.parametrize("sampler", [DDPM("learned"), DDIM(0.5), Heun(s_churn=1), DPMSolverPP(1, stochastic=True)])
+class Undeclared(DDPM):
+    """Somebody's sampler, which does not say that it draws noise."""
+
+    draws_noise = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+
+
+STOCHASTIC = [DDPM("learned"), DDIM(0.5), Heun(s_churn=1), DPMSolverPP(1, stochastic=True)]
+
+
+def test_inversion_by_noise_that_was_not_declared_is_refused() -> None:
+    schedule = SCHEDULES["cosine"]
+    with pytest.raises(InputError, match="Undeclared draws noise as it is set"):
+        invert(Undeclared(), GaussianMixture(schedule), torch.zeros(1, 2, 1, 1).double(), schedule.times(4))
+
+
+@pytest.mark.parametrize("sampler", STOCHASTIC)
 @pytest.mark.parametrize("steps", [1, 2])
 def test_inversion_by_noise_is_refused(sampler: Sampler, steps: int) -> None:
     schedule = SCHEDULES["flow"]

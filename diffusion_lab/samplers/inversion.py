@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from torch import Tensor
 
 from diffusion_lab.errors import InputError
@@ -27,11 +29,15 @@ def invert(sampler: Sampler, denoise: Denoise, x_0: Tensor, times: Tensor, on_st
     Raises:
         InputError: The sampler draws noise.
     """
-    if sampler.draws_noise:
+
+    def refuse(i: int = 0) -> NoReturn:
         raise InputError(
             f"{type(sampler).__name__} draws noise as it is set, and inversion needs a sampler that draws none: use "
             "ddim, heun, dpm_solver_pp or another solver of the ODE"
         )
+
+    if sampler.draws_noise:
+        refuse()
     rising = times.flip(0)[1:]
     level = denoise.schedule.at(rising[0])
     estimate = denoise(level.alpha * x_0, rising[0])
@@ -39,4 +45,4 @@ def invert(sampler: Sampler, denoise: Denoise, x_0: Tensor, times: Tensor, on_st
     if on_step is not None:
         on_step(0, x_t, estimate)
     later = None if on_step is None else lambda i, x, estimate: on_step(i + 1, x, estimate)
-    return sampler(denoise, x_t, rising, lambda i: x_0, later)  # whose noise is never asked for
+    return sampler(denoise, x_t, rising, refuse, later)
