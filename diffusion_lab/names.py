@@ -38,7 +38,8 @@ def named(kind: str, text: str, classes: Mapping[str, type[T]]) -> T:
     if found is None:
         raise unknown(kind, name, classes)
     arguments = parse_arguments(kind, text) if bracket else {}
-    parameters = inspect.signature(found).parameters
+    # Of __init__, because before Python 3.11 a class that has a __new__ shows that one's.
+    parameters = dict(list(inspect.signature(found.__init__).parameters.items())[1:])
     for argument, value in arguments.items():
         if argument not in parameters:
             has = f"it has {', '.join(parameters)}" if parameters else "it has none"

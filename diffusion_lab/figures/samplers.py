@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,13 +50,13 @@ def plot_trajectories(
     mixture = GaussianMixture(schedule)
     across = torch.linspace(-EXTENT, EXTENT, 121, dtype=torch.float64)
     plane = torch.cartesian_prod(across, across)[..., None, None]
-    density = mixture.log_density(plane, torch.zeros((), dtype=torch.float64)).exp().view(121, 121)
+    density = mixture.log_density(plane, torch.zeros((), dtype=torch.float64)).exp().view(121, 121).T.numpy()
     for panel, (name, sampler) in zip(drawn, samplers.items(), strict=True):
         counted = Counted(mixture)
         lines = _walk(find_sampler(sampler), counted, schedule.times(steps, spacing), _noise(seed, paths))
-        panel.contourf(across, across, density.T, levels=8, cmap="Greys", alpha=0.6)
+        panel.contourf(across, across, density, levels=8, cmap="Greys", alpha=0.6)
         panel.plot(lines[..., 0], lines[..., 1], "-", color="tab:blue", linewidth=0.8, alpha=0.8)
-        panel.plot(*lines[1:-1].flatten(0, 1).T, ".", color="tab:blue", markersize=3)
+        panel.plot(*lines[1:-1].reshape(-1, 2).T, ".", color="tab:blue", markersize=3)
         panel.plot(*lines[0].T, "o", color="tab:orange", markerfacecolor="none", markersize=6)
         panel.plot(*lines[-1].T, "o", color="tab:red", markersize=4)
         panel.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), aspect="equal", xticks=[], yticks=[])
@@ -133,11 +134,11 @@ def error_by_evaluations(
     return evaluations, errors
 
 
-def _walk(sampler: Sampler, denoise: Denoise, times: Tensor, noise: SeededNoise) -> Tensor:
+def _walk(sampler: Sampler, denoise: Denoise, times: Tensor, noise: SeededNoise) -> np.ndarray:
     """Where each path is before the first step and after each, [steps + 1, paths, 2]."""
     places = [noise(0)]
     sampler(denoise, places[0], times, noise.of_step, lambda i, x, estimate: places.append(x))
-    return torch.stack(places).flatten(2)
+    return torch.stack(places).flatten(2).numpy()
 
 
 def _noise(seed: int, paths: int) -> SeededNoise:
