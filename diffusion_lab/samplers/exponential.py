@@ -67,8 +67,8 @@ class DPMSolverPP(Sampler):
     looked back on. A walk costs one evaluation a step either way. Order 2 is the paper's (algorithms 1 and 2,
     1 - exp(-h) times the estimate at the middle); order 3 integrates the parabola exactly.
 
-    Codes of the multistep order 3 that circulate, the authors' among them, give the parabola's curvature half its
-    weight, which leaves second order.
+    The code of the multistep order 3 that circulates gives the parabola's curvature half its weight, which leaves
+    second order.
 
     Stochastic, it solves the reverse SDE (the paper's SDE-DPM-Solver++): exp(-2 h) for exp(-h), and noise of deviation
     sigma_s sqrt(1 - exp(-2 h)). Order 1 is then DDPM's step.
