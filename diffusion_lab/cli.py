@@ -179,7 +179,8 @@ def sample(options: argparse.Namespace) -> None:
     )
     assert isinstance(made, torch.Tensor)
     write_png(grid(made, options.columns), options.output)
-    print(f"wrote {options.output}: {len(made)} image{'s'[: len(made) - 1]}, {pipe.evaluations} network evaluations each")
+    images = "1 image" if len(made) == 1 else f"{len(made)} images"
+    print(f"wrote {options.output}: {images}, {pipe.evaluations} network evaluations each")
 
 
 def inverted(pipe: Pipeline, options: argparse.Namespace) -> Tensor:
