@@ -14,13 +14,24 @@ if TYPE_CHECKING:
     from diffusion_lab.conditions import ClassLabel, Cond, Conditioner, Conditions
     from diffusion_lab.configurable import Configurable
     from diffusion_lab.continuous_schedules import CosineSchedule, FlowSchedule, KarrasSchedule
-    from diffusion_lab.data import ClassConditional, Digits, Unconditional
+    from diffusion_lab.data import ClassConditional, Digits, Photographs, Unconditional
     from diffusion_lab.denoiser import Denoiser
     from diffusion_lab.densities import Density, LogitNormal, LogNormal, LossSecondMoment, StratifiedUniform, Uniform
     from diffusion_lab.ema import EMA
     from diffusion_lab.errors import InputError
     from diffusion_lab.generate import generate
-    from diffusion_lab.guidance import Clipped, Guided
+    from diffusion_lab.guidance import (
+        AdaptiveProjected,
+        Autoguidance,
+        Clipped,
+        ColourGuidance,
+        Guidance,
+        Guided,
+        ImageTextGuidance,
+        Interval,
+        LossGuidance,
+        Rescale,
+    )
     from diffusion_lab.metrics import DigitClassifier, EfficientNetLite0, Inception
     from diffusion_lab.mixture import GaussianMixture
     from diffusion_lab.module import DiffusionModule
@@ -72,13 +83,24 @@ _HOMES = {
     "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions"],
     "configurable": ["Configurable"],
     "continuous_schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule"],
-    "data": ["ClassConditional", "Digits", "Unconditional"],
+    "data": ["ClassConditional", "Digits", "Photographs", "Unconditional"],
     "denoiser": ["Denoiser"],
     "densities": ["Density", "LogNormal", "LogitNormal", "LossSecondMoment", "StratifiedUniform", "Uniform"],
     "ema": ["EMA"],
     "errors": ["InputError"],
     "generate": ["generate"],
-    "guidance": ["Clipped", "Guided"],
+    "guidance": [
+        "AdaptiveProjected",
+        "Autoguidance",
+        "Clipped",
+        "ColourGuidance",
+        "Guidance",
+        "Guided",
+        "ImageTextGuidance",
+        "Interval",
+        "LossGuidance",
+        "Rescale",
+    ],
     "metrics": ["DigitClassifier", "EfficientNetLite0", "Inception"],
     "mixture": ["GaussianMixture"],
     "module": ["DiffusionModule"],

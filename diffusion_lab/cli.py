@@ -91,7 +91,26 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", type=Path, help="a folder that fit wrote, or a Lightning .ckpt")
     add("--labels", type=int, nargs="+", metavar="K", help="the class of each image, for a class-conditional model")
     add("--num-images", type=int, metavar="N", help="how many images, for a model without conditions")
-    add("--guidance-scale", type=float, metavar="S", help=f"1 is no guidance, 0 unconditional; {MEASURED} 1")
+    add(
+        "--guidance-scale",
+        type=guidance_scale,
+        metavar="S",
+        help=f"1 is no guidance, 0 unconditional, or one for each condition as in labels=2,text=5; {MEASURED} 1",
+    )
+    add(
+        "--guidance",
+        nargs="+",
+        metavar="NAME",
+        help="wrapped around it in this order: interval, rescale, adaptive_projected, autoguidance, colour or "
+        f'image_text, with arguments as in "interval(low=0.3, high=5)"; {MEASURED} none, which is a name too',
+    )
+    add(
+        "--negative-labels",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="the class that guidance leads away from in place of null, one for all or one for each",
+    )
     add("--steps", type=int, metavar="N", help=f"steps of the sampler; {MEASURED} 50")
     add(
         "--sampler",
@@ -132,6 +151,19 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("samples.png"), metavar="PNG", help="the grid; samples.png unless given")
 
 
+def guidance_scale(text: str) -> float | dict[str, float]:
+    """A number, or one for each condition."""
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [pair.partition("=") for pair in text.split(",")]
+        return {name.strip(): float(scale) for name, _, scale in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number, or one for each condition as in labels=2,text=5: got {text!r}"
+        ) from None
+
+
 def clipping(text: str) -> bool | float:
     """yes, no or a quantile."""
     if text.lower() in ("yes", "true", "no", "false"):
@@ -169,6 +201,8 @@ def sample(options: argparse.Namespace) -> None:
         sampler=options.sampler,
         spacing=options.spacing,
         guidance_scale=options.guidance_scale,
+        guidance=() if options.guidance == ["none"] else options.guidance,
+        negative=None if options.negative_labels is None else {"labels": options.negative_labels},
         clip_x0=options.clip_x0,
         x_T=None if options.invert is None else inverted(pipe, options),
         images=None if options.image is None else read_image(options.image, pipe.image_shape[0]),

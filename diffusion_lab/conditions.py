@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -106,17 +106,24 @@ class ClassLabel(Conditioner):
 
 
 class Conditions(nn.Module):
-    """All conditions of a model by name, dropped together: one mask a sample and a step.
+    """All conditions of a model by name, dropped together: one mask a sample and a step, or one for each condition.
 
     The names are the keys of a batch (`batch["labels"]`) and the keywords of a pipeline (`pipe(labels=...)`). Without
     any it is the unconditional case, and no code asks which case it is.
     """
 
-    def __init__(self, conditioners: Mapping[str, Conditioner] | None = None, drop_prob: float = 0.1) -> None:
+    def __init__(
+        self,
+        conditioners: Mapping[str, Conditioner] | None = None,
+        drop_prob: float = 0.1,
+        independent_drop: bool = False,
+    ) -> None:
         """
         Args:
             conditioners: A conditioner for each name.
             drop_prob: The probability of null in training; 0.1 to 0.2 in arXiv 2207.12598, section 4.
+            independent_drop: Drop each condition by itself with that probability, so that each can be guided with a
+                scale of its own; otherwise all of a sample at once.
 
         Raises:
             InputError: drop_prob lies outside 0..1.
@@ -125,7 +132,7 @@ class Conditions(nn.Module):
         if not 0 <= drop_prob <= 1:
             raise InputError(f"drop_prob, the probability of null, must be from 0 to 1: got {drop_prob}")
         self.conditioners = nn.ModuleDict(dict(conditioners or {}))
-        self.drop_prob = drop_prob
+        self.drop_prob, self.independent_drop = drop_prob, independent_drop
 
     def names(self) -> list[str]:
         """The names of the conditions."""
@@ -140,18 +147,52 @@ class Conditions(nn.Module):
                     f"{embed_dim}: make them equal"
                 )
 
-    def check_scale(self, scale: float) -> None:
-        """Refuse guidance, or no condition, for a model whose null was never trained; raises InputError."""
-        if self.drop_prob == 0 and scale != 1 and len(self.conditioners):
+    def check_scale(self, scale: float | Mapping[str, float], negative: Iterable[str] = ()) -> None:
+        """Refuse guidance that this model was not trained for.
+
+        Args:
+            scale: One for all conditions together, or one for each by name.
+            negative: The conditions that are replaced, not dropped, where guidance leads away from.
+
+        Raises:
+            InputError: The null was never trained, or a condition is not there, or was never seen apart from others.
+        """
+        names, negative = self.names(), list(negative)
+        if isinstance(scale, Mapping):
+            self._check_names("a guidance scale", scale)
+            if missing := [name for name in names if name not in scale]:
+                raise InputError(f"give a guidance scale for each condition: {', '.join(missing)} has none")
+            if not names:
+                raise InputError("this model is unconditional: it has nothing to guide by a scale for each condition")
+            self._check_apart("scales apart", "one scale for all")
+        self._check_names("a negative", negative)
+        if negative and set(negative) != set(names):
+            self._check_apart(f"a negative of {', '.join(negative)} alone", "negatives of all")
+        scales = list(scale.values()) if isinstance(scale, Mapping) else [scale]
+        if self.drop_prob == 0 and any(each != 1 for each in scales) and set(negative) != set(names):
             raise InputError(
-                f"guidance scale {scale} needs a trained null, but this model was trained with drop_prob 0: use scale 1"
+                f"guidance scale {scale} needs a trained null, but this model was trained with drop_prob 0: use scale "
+                "1, or a negative"
+            )
+
+    def _check_names(self, what: str, given: Iterable[str]) -> None:
+        for name in given:
+            if name not in self.conditioners:
+                known = ", ".join(self.conditioners) or "none, it is unconditional"
+                raise InputError(f"{what} is given for {name!r}, which is no condition of this model: it has {known}")
+
+    def _check_apart(self, what: str, instead: str) -> None:
+        if len(self.conditioners) > 1 and not self.independent_drop:
+            raise InputError(
+                f"{what} needs a model that has seen each condition without the others, but this one was trained with "
+                f"one drop mask for {', '.join(self.conditioners)}: give {instead}, or train with "
+                "model.independent_drop true"
             )
 
     def drop_mask(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Which samples of a training batch are null: [B], each true with probability `drop_prob`."""
-        return (
-            torch.rand(batch_size, generator=generator, device=generator.device, dtype=torch.float32) < self.drop_prob
-        )
+        """What of a training batch is null, each with probability `drop_prob`: [B], or [B, N] for each condition."""
+        shape = (batch_size, len(self.conditioners)) if self.independent_drop else (batch_size,)
+        return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32) < self.drop_prob
 
     def prepare(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """Check what a person gave for each condition; raises InputError."""
@@ -162,17 +203,21 @@ class Conditions(nn.Module):
         missing = [name for name in self.conditioners if name not in values]
         if missing:
             raise InputError(f"this model is conditional: give {', '.join(missing)}")
-        prepared = {name: conditioner.prepare(values[name]) for name, conditioner in self._items()}
+        prepared = {name: self.prepare_one(name, values[name]) for name in self.conditioners}
         if len({len(value) for value in prepared.values()}) > 1:
             counts = ", ".join(f"{len(value)} {name}" for name, value in prepared.items())
             raise InputError(f"conditions must be given for the same number of images: got {counts}")
         return prepared
 
+    def prepare_one(self, name: str, value: Any) -> Tensor:
+        """Check what a person gave for one condition; raises InputError."""
+        return dict(self._items())[name].prepare(value)
+
     def forward(self, batch: Mapping[str, Any], drop: Tensor) -> Cond:
-        """The merged condition of a batch, null for the samples with drop [B] true."""
+        """The merged condition of a batch, null where drop is true: [B], or [B, N] for each condition in order."""
         cond = Cond()
-        for name, conditioner in self._items():
-            cond = cond.merge(conditioner(batch[name], drop))
+        for i, (name, conditioner) in enumerate(self._items()):
+            cond = cond.merge(conditioner(batch[name], drop if drop.ndim == 1 else drop[:, i]))
         return cond
 
     def _items(self) -> Iterator[tuple[str, Conditioner]]:

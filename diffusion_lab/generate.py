@@ -5,7 +5,7 @@ It needs no Lightning, whose import takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,21 @@ from diffusion_lab.conditions import Conditions
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError
 from diffusion_lab.fill import Fill, check_images
-from diffusion_lab.guidance import Clipped, Denoise, Guided, check_quantile, check_scale
+from diffusion_lab.guidance import Guidance, Model, find_guidance
 from diffusion_lab.noise import SeededNoise
 from diffusion_lab.samplers import RePaint, Sampler, find_filling, find_sampler, invert
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space, to_uint8
+from diffusion_lab.walks import (
+    Scale,
+    Steering,
+    check_sampling,
+    count_images,
+    device_of,
+    prepare_negative,
+    split,
+    walks,
+)
 from diffusion_lab.watch import Watch, progress_bar
 
 
@@ -36,7 +46,9 @@ def generate(
     sampler: Sampler | str = "ddim",
     steps: int = 50,
     spacing: Spacing | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: Scale = 1.0,
+    guidance: Guidance | str | Sequence[Guidance | str] = (),
+    negative: Mapping[str, Any] | None = None,
     clip_x0: bool | float | None = None,
     x_T: Tensor | None = None,
     images: Tensor | None = None,
@@ -58,7 +70,10 @@ def generate(
         sampler: A name such as "heun(s_churn=40)", or an object.
         steps: Steps of the walk.
         spacing: How the steps are laid along the schedule; the schedule's own unless given.
-        guidance_scale: 1 is no guidance, 0 unconditional.
+        guidance_scale: 1 is no guidance, 0 unconditional; or one for each condition, `{"labels": 2, "text": 5}`.
+        guidance: What is wrapped around it, in this order: names such as "interval(low=0.3, high=5)", or objects.
+        negative: A value of any condition to lead away from in place of null, `{"labels": 5}`: one for all images, or
+            one for each.
         clip_x0: Clamp each estimate to the data range; unless given, where the space has one (pixels, not latents). A
             quantile such as 0.995 is Imagen's dynamic thresholding.
         x_T: The starting noise [N, *space.shape], such as `invert_images` gives, instead of the seed's.
@@ -73,9 +88,12 @@ def generate(
         FloatingPointError: A sample is not finite; the message names the step at which it ceased to be.
     """
     sampler = find_sampler(sampler)
-    times = check_sampling(denoiser, conditions, space, sampler, steps, spacing, guidance_scale, clip_x0)
+    model = Model(denoiser, conditions, space)
+    steering = Steering(guidance_scale, find_guidance(guidance), negative, clip_x0)
+    times = check_sampling(model, sampler, steps, spacing, steering)
     prepared = conditions.prepare(values)
     count = count_images(prepared, num_images)
+    prepare_negative(conditions, negative, count)
     indices = range(count) if indices is None else indices
     if len(indices) != count:
         raise InputError(f"there are {count} images but {len(indices)} indices: give one for each image")
@@ -95,7 +113,7 @@ def generate(
 
     made = []
     with progress_bar(progress, len(batches) * moves) as advance:
-        for part, denoise in walks(denoiser, conditions, space, prepared, guidance_scale, clip_x0, batches):
+        for part, denoise in walks(model, prepared, batches, steering):
             noise = SeededNoise(seed, indices[part], space.shape, device)
             start = noise(0) if x_T is None else x_T[part].to(device, torch.float32)
             watch = Watch(advance)
@@ -120,7 +138,7 @@ def invert_images(
     sampler: Sampler | str = "ddim",
     steps: int = 50,
     spacing: Spacing | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: Scale = 1.0,
     batch_size: int = 256,
     progress: str | None = None,
 ) -> Tensor:
@@ -144,82 +162,15 @@ def invert_images(
         FloatingPointError: The noise is not finite.
     """
     sampler = find_sampler(sampler)
-    times = check_sampling(denoiser, conditions, space, sampler, steps, spacing, guidance_scale)
+    model, steering = Model(denoiser, conditions, space), Steering(guidance_scale, clip_x0=False)
+    times = check_sampling(model, sampler, steps, spacing, steering)
     check_images(images, space)
     prepared = conditions.prepare(values)
     batches, device = split(count_images(prepared, len(images)), batch_size), device_of(denoiser)
     made = []
     with progress_bar(progress, len(batches) * steps) as advance:
-        for part, denoise in walks(denoiser, conditions, space, prepared, guidance_scale, False, batches):
+        for part, denoise in walks(model, prepared, batches, steering):
             watch = Watch(advance)
             made.append(invert(sampler, denoise, space.encode(images[part].to(device)), times, watch))
             watch.check()
     return torch.cat(made)
-
-
-def check_sampling(
-    denoiser: Denoiser,
-    conditions: Conditions,
-    space: Space,
-    sampler: Sampler,
-    steps: int,
-    spacing: Spacing | None,
-    guidance_scale: float,
-    clip_x0: bool | float | None = None,
-) -> Tensor:
-    """The times of a walk, once it is clear that it can be walked; raises InputError for what cannot be."""
-    times = denoiser.schedule.times(steps, spacing)
-    sampler.check(denoiser.schedule, times)
-    if sampler.needs_variance and denoiser.variance is None:
-        raise InputError('this model has learned no variance: use DDPM("small") or DDPM("large")')
-    check_scale(guidance_scale)
-    conditions.check_scale(guidance_scale)
-    if clip_x0 not in (None, False) and space.data_range is None:
-        raise InputError("clip_x0 needs a space with a data range, such as pixels: leave it out")
-    if clip_x0 is not None and not isinstance(clip_x0, bool):
-        check_quantile(clip_x0)
-    return times
-
-
-def walks(
-    denoiser: Denoiser,
-    conditions: Conditions,
-    space: Space,
-    values: Mapping[str, Tensor],
-    guidance_scale: float,
-    clip_x0: bool | float | None,
-    batches: Iterable[slice],
-) -> Iterator[tuple[slice, Denoise]]:
-    """Each batch's place among all images, and what its walk asks: the model, conditioned, guided and clipped."""
-    device = device_of(denoiser)
-    for part in batches:
-        batch = {name: value[part].to(device) for name, value in values.items()}
-        keep = torch.zeros(part.stop - part.start, dtype=torch.bool, device=device)
-        denoise: Denoise = Guided(denoiser, conditions(batch, keep), conditions(batch, ~keep), guidance_scale)
-        if space.data_range is not None and clip_x0 is not False:
-            fixed = clip_x0 is None or clip_x0 is True
-            denoise = Clipped(denoise, space.data_range, None if fixed else clip_x0)
-        yield part, denoise
-
-
-def split(count: int, batch_size: int) -> list[slice]:
-    """The batches of `count` images."""
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1: got {batch_size}")
-    return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-
-
-def device_of(denoiser: Denoiser) -> torch.device:
-    """Where a model is."""
-    return next((p.device for p in denoiser.parameters()), torch.device("cpu"))
-
-
-def count_images(prepared: Mapping[str, Tensor], num_images: int | None) -> int:
-    """The number of images asked for, from the conditions or, without any, from `num_images`."""
-    given = {len(value) for value in prepared.values()} | ({num_images} if num_images is not None else set())
-    if len(given) != 1 or min(given) < 1:
-        raise InputError(
-            "say how many images to generate, at least 1: by the conditions, or by num_images for a model without any "
-            f"(got {sorted(given) or 'neither'})"
-        )
-    return given.pop()

@@ -52,6 +52,7 @@ class DiffusionModule(Configurable, LightningModule):
         prediction: Prediction = Prediction.V,
         conditions: dict[str, Conditioner] | None = None,
         drop_prob: float = 0.1,
+        independent_drop: bool = False,
         density: Density | None = None,
         weighting: Weighting | None = None,
         variance: LearnedVariance | None = None,
@@ -67,6 +68,8 @@ class DiffusionModule(Configurable, LightningModule):
             prediction: What the network's output estimates: EPSILON, X0, V, FLOW or MU.
             conditions: A conditioner for each name; none for an unconditional model.
             drop_prob: The probability that a training sample's conditions are replaced by null.
+            independent_drop: Drop each condition by itself, so that each can be guided with a scale of its own;
+                otherwise all of a sample at once.
             density: The density of training times; uniform unless given.
             weighting: The weight of each time's error; uniform in the output's space unless given, or L_hybrid with a
                 learned variance.
@@ -92,7 +95,7 @@ class DiffusionModule(Configurable, LightningModule):
                 f"model.variance counts {variance.levels} levels from -1 to 1, but model.space has a data range of "
                 f"{space.data_range}: give model.variance.levels null"
             )
-        self.conditions = Conditions(conditions, drop_prob)
+        self.conditions = Conditions(conditions, drop_prob, independent_drop)
         self.conditions.check_embed_dim(getattr(network, "embed_dim", 0))
         self.ema = ema or EMA()
         self.ema.track(**self._trained())
@@ -173,8 +176,8 @@ class DiffusionModule(Configurable, LightningModule):
             values: A value for each condition, or a whole batch, whose images only say how many are wanted.
             num_images: How many images, for a model without conditions.
             weights: "ema" or "raw".
-            options: Those of `generate`: seed, indices, sampler, steps, spacing, guidance_scale, clip_x0, batch_size,
-                progress.
+            options: Those of `generate`: seed, indices, sampler, steps, spacing, guidance_scale, guidance, negative,
+                clip_x0, batch_size, progress.
 
         Raises:
             InputError: A value is out of range.

@@ -49,6 +49,9 @@ def named(kind: str, text: str, classes: Mapping[str, type[T]]) -> T:
             raise InputError(f"{kind} {found.__name__}'s {argument} must be {wanted}: got {value!r}")
         if wanted.startswith("float") and isinstance(value, int):
             arguments[argument] = float(value) if abs(value) < 1e300 else float("inf")
+    for argument, parameter in parameters.items():
+        if parameter.default is parameter.empty and argument not in arguments:
+            raise InputError(f"{kind} {found.__name__} needs its argument {argument}: write {name}({argument}=...)")
     return found(**arguments)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +16,11 @@ from diffusion_lab.configurable import build
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.generate import generate, invert_images
+from diffusion_lab.guidance import Guidance, Model, find_guidance
 from diffusion_lab.samplers import RePaint, Sampler
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space
+from diffusion_lab.walks import Scale
 from diffusion_lab.watch import counted_evaluations
 
 if TYPE_CHECKING:
@@ -66,7 +68,9 @@ class Pipeline:
                 build(parts["prediction"]),
                 variance=build(parts.get("variance"), trust),
             )
-            conditions = Conditions(build(parts["conditions"], trust), parts["drop_prob"])
+            conditions = Conditions(
+                build(parts["conditions"], trust), parts["drop_prob"], parts.get("independent_drop", False)
+            )
             space = build(parts["space"], trust)
             pipe = cls.__new__(cls)
             pipe._hold(denoiser, conditions, space, config, measured, trust)
@@ -85,7 +89,7 @@ class Pipeline:
         measured: Mapping[str, Any] | None,
         trust: bool,
     ) -> None:
-        self._denoiser, self._conditions, self._space = denoiser.eval(), conditions.eval(), space
+        self._model = Model(denoiser.eval(), conditions.eval(), space)
         self.config, self.measured, self._trust = dict(config), dict(measured) if measured else None, trust
         sampling_options(self.measured, {"sampler": "ddim"})  # a damaged protocol is found out now
 
@@ -97,7 +101,9 @@ class Pipeline:
         steps: int | None = None,
         sampler: Sampler | str | None = None,
         spacing: Spacing | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: Scale | None = None,
+        guidance: Guidance | str | Sequence[Guidance | str] | None = None,
+        negative: Mapping[str, Any] | None = None,
         clip_x0: bool | float | None = None,
         x_T: Tensor | None = None,
         images: Tensor | None = None,
@@ -118,7 +124,12 @@ class Pipeline:
                 likewise, or "ddim".
             spacing: How the steps are laid along the schedule, by a name from `NoiseSchedule.times`; likewise, or the
                 schedule's own.
-            guidance_scale: 1 is no guidance; likewise, or 1.
+            guidance_scale: 1 is no guidance; likewise, or 1. A model that was trained with independent_drop takes one
+                for each condition by name, `{"labels": 2, "text": 5}`.
+            guidance: What is wrapped around it, in this order: names such as "interval(low=0.3, high=5)", or objects;
+                likewise, or nothing, which `()` asks for.
+            negative: A value of any condition to lead away from in place of null, `{"labels": 5}`: one for all images,
+                or one for each; likewise, or none, which `{}` asks for.
             clip_x0: Clamp each estimate to the data range; likewise, or in pixel space. A quantile such as 0.995 is
                 Imagen's dynamic thresholding.
             x_T: The starting noise [N, C, H, W] of the model's space, such as `invert` gives, instead of the seed's.
@@ -142,13 +153,14 @@ class Pipeline:
             "sampler": sampler,
             "spacing": spacing,
             "guidance_scale": guidance_scale,
+            "guidance": None if guidance is None else find_guidance(guidance),
+            "negative": negative,
             "clip_x0": clip_x0,
         }
-        with counted_evaluations(self._denoiser) as evaluated:
+        options = sampling_options(self.measured, given, self._trust)
+        with counted_evaluations(self._model.denoiser, *options.get("guidance", ())) as evaluated:
             made = generate(
-                self._denoiser,
-                self._conditions,
-                self._space,
+                *self._model,
                 conditions,
                 num_images=num_images,
                 seed=seed,
@@ -158,7 +170,7 @@ class Pipeline:
                 filling=filling,
                 batch_size=batch_size,
                 progress="sampling" if progress else None,
-                **sampling_options(self.measured, given, self._trust),
+                **options,
             ).cpu()
         self.evaluations = sum(evaluated) // len(made)
         return [to_pil_image(image) for image in made] if output_type == "pil" else made
@@ -170,7 +182,7 @@ class Pipeline:
         steps: int | None = None,
         sampler: Sampler | str | None = None,
         spacing: Spacing | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: Scale = 1.0,
         batch_size: int = 64,
         progress: bool = True,
         **conditions: Any,
@@ -196,12 +208,11 @@ class Pipeline:
         """
         given = {"steps": steps, "sampler": sampler, "spacing": spacing, "guidance_scale": guidance_scale}
         options = sampling_options(self.measured, given, self._trust)
-        options.pop("clip_x0", None)  # a clamp cannot be undone
-        with counted_evaluations(self._denoiser) as evaluated:
+        for name in ("clip_x0", "guidance", "negative"):  # a clamp cannot be undone, and scale 1 inverts best
+            options.pop(name, None)
+        with counted_evaluations(self._model.denoiser) as evaluated:
             x_T = invert_images(
-                self._denoiser,
-                self._conditions,
-                self._space,
+                *self._model,
                 conditions,
                 images,
                 batch_size=batch_size,
@@ -214,12 +225,17 @@ class Pipeline:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width of an image."""
-        return self._space.image_shape
+        return self._model.space.image_shape
+
+    @property
+    def model(self) -> Model:
+        """The denoiser, the conditions and the space."""
+        return self._model
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move the model to a device."""
-        self._denoiser.to(device)
-        self._conditions.to(device)
+        self._model.denoiser.to(device)
+        self._model.conditions.to(device)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -241,22 +257,22 @@ class Pipeline:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
     def _parts(self) -> list[tuple[str, nn.Module]]:
-        return [(NETWORK, self._denoiser.network), (CONDITIONS, self._conditions)]
+        return [(NETWORK, self._model.denoiser.network), (CONDITIONS, self._model.conditions)]
 
     def __repr__(self) -> str:
         count = sum(value.numel() for value in self.state_dict().values())
-        parts, shape = self.config["init_args"], list(self._space.shape)
+        parts, shape = self.config["init_args"], list(self._model.space.shape)
         score = f", {self.measured.get('key')} {self.measured.get('value')}" if self.measured else ""
         return (
             f"Pipeline({parts['network']['class_path']} with {count:,} parameters, prediction {parts['prediction']}, "
-            f"{parts['schedule']['class_path']}, conditions {self._conditions.names()}, images {shape}{score})"
+            f"{parts['schedule']['class_path']}, conditions {self._model.conditions.names()}, images {shape}{score})"
         )
 
 
 def sampling_options(
     measured: Mapping[str, Any] | None, given: Mapping[str, Any] | None = None, trust: bool = False
 ) -> dict[str, Any]:
-    """The sampler, steps, spacing, guidance scale and clipping to sample with.
+    """The sampler, steps, spacing, guidance and clipping to sample with.
 
     Args:
         measured: What was measured, with its protocol; its options are the defaults.
@@ -275,10 +291,23 @@ def sampling_options(
             "sampler": sampling["sampler"],
             "steps": int(sampling["steps"]),
             "spacing": str(sampling["spacing"]),
-            "guidance_scale": float(sampling["guidance_scale"]),
+            "guidance_scale": read_scale(sampling["guidance_scale"]),
+            "guidance": sampling.get("guidance") or [],
+            "negative": sampling.get("negative"),
             "clip_x0": sampling.get("clip_x0"),
             **chosen,
         }
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the measured protocol of this checkpoint is damaged ({error!r}): get it again") from error
-    return {**options, "sampler": build(options["sampler"], trust)}
+    guidance = find_guidance(build(options["guidance"], trust))
+    if not trust and guidance and "guidance" not in chosen and any(item.trusts for item in guidance):
+        raise InputError(
+            "this checkpoint was measured with guidance that runs classes from outside diffusion_lab: pass trust=True, "
+            "or --trust, to run them, or other guidance"
+        )
+    return {**options, "sampler": build(options["sampler"], trust), "guidance": guidance}
+
+
+def read_scale(value: Any) -> Scale:
+    """A guidance scale, or one for each condition, from a protocol."""
+    return {str(name): float(each) for name, each in value.items()} if isinstance(value, dict) else float(value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.errors import InputError, unknown
-from diffusion_lab.schedules import NoiseSchedule
+from diffusion_lab.schedules import Level, NoiseSchedule
 from diffusion_lab.table_schedule import TableSchedule
 
 
@@ -25,14 +25,16 @@ class Estimate:
         x0: Tensor | Callable[[], Tensor],
         eps: Tensor | Callable[[], Tensor],
         log_variance: Tensor | None = None,
+        unguided: Estimate | Callable[[], Estimate] | None = None,
     ) -> None:
         """
         Args:
             x0: [B, C, H, W], the posterior mean of the clean image, or what computes it.
             eps: [B, C, H, W], the posterior mean of the noise, likewise.
             log_variance: [B, C, H, W], the logarithm of the variance of the row before given x_t, where it is learned.
+            unguided: What the model sees under its conditions alone, or what computes it; itself unless given.
         """
-        self._x0, self._eps, self.log_variance = x0, eps, log_variance
+        self._x0, self._eps, self.log_variance, self._unguided = x0, eps, log_variance, unguided
 
     @property
     def x0(self) -> Tensor:
@@ -47,6 +49,24 @@ class Estimate:
         if not isinstance(self._eps, Tensor):
             self._eps = self._eps()
         return self._eps
+
+    @property
+    def unguided(self) -> Estimate:
+        """What the model sees under its conditions alone; itself where nothing guides."""
+        if self._unguided is None:
+            return self
+        if not isinstance(self._unguided, Estimate):
+            self._unguided = self._unguided()
+        return self._unguided
+
+    def with_x0(self, x0: Tensor, x_t: Tensor, level: Level) -> Estimate:
+        """Another x0 for the same x_t, and eps = (x_t - alpha x0) / sigma with it."""
+        return Estimate(
+            x0,
+            lambda: combine((1 / level.sigma, x_t), (-level.alpha / level.sigma, x0)),
+            self.log_variance,
+            lambda: self.unguided,
+        )
 
 
 class System(NamedTuple):

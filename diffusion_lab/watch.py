@@ -10,6 +10,7 @@ from rich import get_console
 from rich.progress import MofNCompleteColumn, Progress
 from torch import Tensor, nn
 
+from diffusion_lab.guidance import Guidance
 from diffusion_lab.predictions import Estimate
 
 
@@ -49,11 +50,15 @@ def progress_bar(label: str | None, total: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def counted_evaluations(denoiser: nn.Module) -> Iterator[list[int]]:
-    """The list of how many images each call of the denoiser was asked about, guidance's second half included."""
+def counted_evaluations(denoiser: nn.Module, *guidance: Guidance) -> Iterator[list[int]]:
+    """The list of how many images each call of the denoiser was asked about, guidance's second half and guides too."""
     sizes: list[int] = []
-    hook = denoiser.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    asked = {id(each): each for each in (denoiser, *(guide for item in guidance for guide in item.denoisers()))}
+    hooks = [
+        each.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0]))) for each in asked.values()
+    ]
     try:
         yield sizes
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()

@@ -14,6 +14,7 @@ from diffusion_lab.callbacks.samples import Samples
 from diffusion_lab.data.unconditional import Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
+from diffusion_lab.guidance import Guidance
 from diffusion_lab.metrics.extractors import Inception, extractor_name, extractor_protocol
 from diffusion_lab.metrics.frechet import FeatureGaussian, Gaussian, frechet_distance
 from diffusion_lab.module import DiffusionModule, Weights
@@ -42,7 +43,9 @@ class FIDCallback(Samples):
         sampler: Sampler | str = "ddim",
         steps: int = 50,
         spacing: Spacing | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | dict[str, float] = 1.0,
+        guidance: list[Guidance | str] | None = None,
+        negative: dict[str, Any] | None = None,
         clip_x0: bool | float | None = None,
         seed: int = 0,
         weights: Weights = "ema",
@@ -57,7 +60,9 @@ class FIDCallback(Samples):
             sampler: A name such as "heun(s_churn=40)", or an object.
             steps: Steps of a walk.
             spacing: How the steps are laid along the schedule; the schedule's own unless given.
-            guidance_scale: 1 is no guidance.
+            guidance_scale: 1 is no guidance; or one for each condition by name.
+            guidance: What is wrapped around it, in this order: names such as "interval(low=0.3, high=5)", or objects.
+            negative: A value of any condition to lead away from in place of null, such as `labels: 5`.
             clip_x0: Clamp each estimate to the data range; in pixel space unless given. A quantile such as 0.995 is
                 Imagen's dynamic thresholding.
             seed: The seed of the samples, the same at each validation.
@@ -73,7 +78,7 @@ class FIDCallback(Samples):
                 f"the FID callback needs samples >= 2, floor_splits >= 1 and batch_size >= 1: got {samples}, "
                 f"{floor_splits} and {batch_size}"
             )
-        super().__init__(sampler, steps, spacing, guidance_scale, clip_x0)
+        super().__init__(sampler, steps, spacing, guidance_scale, guidance, negative, clip_x0)
         self.extractor = (extractor or Inception()).eval().requires_grad_(False)
         self.samples, self.reference, self.weights, self.floor_splits = samples, reference, weights, floor_splits
         self.batch_size, self.seed = batch_size, seed
@@ -133,7 +138,7 @@ class FIDCallback(Samples):
         ours = range(trainer.global_rank, self.samples, trainer.world_size)
         conditions = trainer.datamodule.conditions(self.samples)  # type: ignore[attr-defined]
         features = FeatureGaussian(reference.mean).to(reference.mean.device)
-        with counted_evaluations(module.parts(self.weights)[0]) as evaluated:
+        with counted_evaluations(module.parts(self.weights)[0], *self.sampling["guidance"]) as evaluated:
             if ours:
                 images = module.sample(
                     {name: value[list(ours)] for name, value in conditions.items()},

@@ -11,6 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from diffusion_lab.callbacks.samples import Samples
 from diffusion_lab.errors import InputError
+from diffusion_lab.guidance import Guidance
 from diffusion_lab.images import grid, write_png
 from diffusion_lab.samplers import Sampler
 from diffusion_lab.schedules import Spacing
@@ -26,7 +27,9 @@ class SampleGrid(Samples):
         self,
         rows: int = 10,
         columns: int = 10,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | dict[str, float] = 2.0,
+        guidance: list[Guidance | str] | None = None,
+        negative: dict[str, Any] | None = None,
         sampler: Sampler | str = "ddim",
         steps: int = 20,
         spacing: Spacing | None = None,
@@ -37,7 +40,9 @@ class SampleGrid(Samples):
         Args:
             rows: How many conditions, in the DataModule's order: for classes 0, 1, 2 and so on.
             columns: How many seeds.
-            guidance_scale: 1 is no guidance; a grid is for looking, and 2 looks better.
+            guidance_scale: 1 is no guidance; a grid is for looking, and 2 looks better. Or one for each condition.
+            guidance: What is wrapped around it, in this order: names such as "interval(low=0.3, high=5)", or objects.
+            negative: A value of any condition to lead away from in place of null, such as `labels: 5`.
             sampler: A name such as "heun(s_churn=40)", or an object.
             steps: Steps of a walk.
             spacing: How the steps are laid along the schedule; the schedule's own unless given.
@@ -50,7 +55,7 @@ class SampleGrid(Samples):
         """
         if min(rows, columns) < 1:
             raise InputError(f"a grid has at least 1 row and 1 column: got {rows} and {columns}")
-        super().__init__(sampler, steps, spacing, guidance_scale, clip_x0)
+        super().__init__(sampler, steps, spacing, guidance_scale, guidance, negative, clip_x0)
         self.rows, self.columns, self.seed, self.last_step = rows, columns, seed, -1
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.data.sources import Digits, Images, Source
+from diffusion_lab.data.sources import Digits, Images, Photographs, Source
 
 if TYPE_CHECKING:
     from diffusion_lab.data.class_conditional import ClassConditional
     from diffusion_lab.data.unconditional import Unconditional
 
-__all__ = ["ClassConditional", "Digits", "Images", "Source", "Unconditional"]
+__all__ = ["ClassConditional", "Digits", "Images", "Photographs", "Source", "Unconditional"]
 
 
 def __getattr__(name: str) -> Any:

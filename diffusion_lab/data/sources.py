@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from einops import rearrange
+from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from diffusion_lab.configurable import Configurable
 from diffusion_lab.errors import InputError
+
+PHOTOGRAPH = (427, 640)
+GRID = "rows columns c h w -> (rows columns) c h w"
 
 
 @dataclass(frozen=True)
@@ -81,3 +85,36 @@ def _digits() -> tuple[Tensor, Tensor]:
     digits = load_digits()
     images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)[:, None]
     return images, torch.from_numpy(digits.target).long()
+
+
+class Photographs(Source):
+    """Square patches of the two photographs that come inside scikit-learn, a temple (label 0) and a flower (label 1).
+
+    Natural colours at 427x640 pixels; patches lie on a grid from the upper left corner, temple first, row by row.
+    """
+
+    def __init__(self, size: int = 16, stride: int | None = None) -> None:
+        """
+        Args:
+            size: Height and width of a patch; 16 gives 2,080 of them.
+            stride: Pixels from one patch to the next; the size unless given. With a smaller one patches overlap, so
+                that those held out are not unseen.
+
+        Raises:
+            InputError: The size or the stride is out of range.
+        """
+        stride = size if stride is None else stride
+        if not 1 <= size <= PHOTOGRAPH[0] or stride < 1:
+            raise InputError(
+                f"patches of the photographs have a size from 1 to {PHOTOGRAPH[0]} and a stride of at least 1: got "
+                f"{size} and {stride}"
+            )
+        self.size, self.stride = size, stride
+
+    def read(self) -> Images:
+        patches = [
+            rearrange(photograph.unfold(0, self.size, self.stride).unfold(1, self.size, self.stride), GRID)
+            for photograph in map(torch.tensor, load_sample_images().images)
+        ]
+        labels = torch.arange(2).repeat_interleave(len(patches[0]))
+        return Images(torch.cat(patches).contiguous(), labels, num_classes=2)
