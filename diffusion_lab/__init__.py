@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusion_lab.callbacks import FIDCallback, SampleGrid
+    from diffusion_lab.callbacks import BitsPerDim, FIDCallback, SampleGrid
     from diffusion_lab.checkpoint import load, save
     from diffusion_lab.conditions import ClassLabel, Cond, Conditioner, Conditions
     from diffusion_lab.configurable import Configurable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         LossGuidance,
         Rescale,
     )
+    from diffusion_lab.likelihood import Likelihood, ProbabilityFlow, VariationalBound
     from diffusion_lab.metrics import DigitClassifier, EfficientNetLite0, Inception
     from diffusion_lab.mixture import GaussianMixture
     from diffusion_lab.module import DiffusionModule
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "callbacks": ["FIDCallback", "SampleGrid"],
+    "callbacks": ["BitsPerDim", "FIDCallback", "SampleGrid"],
     "checkpoint": ["load", "save"],
     "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions"],
     "configurable": ["Configurable"],
@@ -101,6 +102,7 @@ _HOMES = {
         "LossGuidance",
         "Rescale",
     ],
+    "likelihood": ["Likelihood", "ProbabilityFlow", "VariationalBound"],
     "metrics": ["DigitClassifier", "EfficientNetLite0", "Inception"],
     "mixture": ["GaussianMixture"],
     "module": ["DiffusionModule"],

@@ -15,6 +15,7 @@ T = TypeVar("T")
 # What a literal may be for an argument annotated so; other annotations are left to the class.
 LITERALS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
+    "str": (str,),
     "int": (int,),
     "float": (int, float),
     "float | None": (int, float, NoneType),

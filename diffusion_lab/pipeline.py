@@ -17,6 +17,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.generate import generate, invert_images
 from diffusion_lab.guidance import Guidance, Model, find_guidance
+from diffusion_lab.likelihood import Likelihood, bits_per_dim, find_likelihood
 from diffusion_lab.samplers import RePaint, Sampler
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space
@@ -221,6 +222,41 @@ class Pipeline:
             ).cpu()
         self.evaluations = sum(evaluated) // len(x_T)
         return x_T
+
+    def bits_per_dim(
+        self,
+        images: Tensor,
+        likelihood: Likelihood | str = "flow",
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        progress: bool = True,
+        **conditions: Any,
+    ) -> Tensor:
+        """-log2 P(image | conditions) over the number of its values, [N] in float64; smaller is better.
+
+        Args:
+            images: uint8 [N, C, H, W].
+            likelihood: "flow", the density of the probability-flow ODE, or "bound", the variational bound of a table;
+                with arguments as "flow(rtol=1e-4)", or an object.
+            seed: With an image's place in the list it decides what is drawn for it.
+            batch_size: Images in memory at once.
+            progress: Show a bar.
+            conditions: A list for each condition of the model, such as `labels=[3, 7]`.
+
+        Raises:
+            InputError: The images do not fit the model, or its likelihood cannot be had so.
+            FloatingPointError: A likelihood is not finite.
+        """
+        return bits_per_dim(
+            self._model,
+            find_likelihood(likelihood),
+            conditions,
+            images,
+            seed=seed,
+            batch_size=batch_size,
+            progress="likelihood" if progress else None,
+        )
 
     @property
     def image_shape(self) -> tuple[int, ...]:

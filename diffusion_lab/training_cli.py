@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_lab.callbacks import FIDCallback, ImageWriter
-from diffusion_lab.callbacks.samples import Samples
 from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.checkpoint import check_recorded, check_target, read_lightning_checkpoint, save
 from diffusion_lab.config_errors import constructor_line, one_line
@@ -81,7 +80,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and output:
             check_recorded(self.model.config)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it in a connector
-            if isinstance(callback, Samples):
+            if isinstance(callback, WritesFiles):
                 callback.check(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

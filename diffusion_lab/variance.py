@@ -49,9 +49,6 @@ class LearnedVariance(Configurable):
     def bound(self, x0: Tensor, estimate: Estimate, schedule: TableSchedule, t: Tensor) -> Tensor:
         """T times the bound's term of each sample in nats per dimension, [B], so that its mean over rows is L_vlb.
 
-        From row 2 on KL(q(x_{i-1} | x_i, x0) || N(mean, variance)); at row 1 -log p(x0 | x_1) (DDPM, arXiv 2006.11239,
-        eqs. 5 and 13).
-
         Args:
             x0: Clean data, [B, C, H, W].
             estimate: The model's, with `log_variance`.
@@ -59,27 +56,58 @@ class LearnedVariance(Configurable):
             t: The times of its rows, which broadcast with x0.
         """
         assert estimate.log_variance is not None
-        step = schedule.step_before(t)
-        difference = step.c0 * (x0 - estimate.x0)  # of the two means; x_t has the same share in both
-        log_ratio = step.variance.log() - estimate.log_variance
-        kl = 0.5 * (log_ratio.expm1() - log_ratio + difference**2 * (-estimate.log_variance).exp())
-        first = t * len(schedule) < 1.5
-        # At other rows without the difference, which can be so great there that what is not used has no gradient.
-        surprise = self._surprise(x0, torch.where(first, estimate.x0, x0), estimate.log_variance)
-        terms = torch.where(first, surprise, kl)
+        terms = bound_terms(x0, estimate.x0, estimate.log_variance, schedule, t, self.levels)
         return len(schedule) * terms.flatten(1).mean(1)
 
-    def _surprise(self, x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """-log p(x0) under a Gaussian: its density, or what of it lies in the bin of x0's level."""
-        z = (x0 - mean) * (-log_variance / 2).exp()
-        if self.levels is None:
-            return 0.5 * (z**2 + log_variance + math.log(2 * math.pi))
-        half_bin = (-log_variance / 2).exp() / (self.levels - 1)
-        inside = _log_normal_mass(z - half_bin, z + half_bin)
-        # The outermost bins reach to infinity.
-        top, bottom = x0 > 1 - 0.5 / self.levels, x0 < -1 + 0.5 / self.levels
-        outside = _log_normal_cdf(torch.where(top, half_bin - z, half_bin + z))
-        return -torch.where(top | bottom, outside, inside)
+
+def bound_terms(
+    x0: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    schedule: TableSchedule,
+    t: Tensor,
+    levels: int | None,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+) -> Tensor:
+    """The bound's term at the row of t in nats, [B, C, H, W].
+
+    From row 2 on KL(q(x_{i-1} | x_i, x0) || N(c0 mean + ct x_i, variance)); at row 1 -log p(x0 | x_1) (DDPM, arXiv
+    2006.11239, eqs. 5 and 13).
+
+    Args:
+        x0: Clean data, [B, C, H, W].
+        mean: The model's estimate of it.
+        log_variance: The logarithm of the model's variance, which broadcasts with x0.
+        schedule: The table.
+        t: The times of its rows, which broadcast with x0.
+        levels: How many levels data has, for the probability of x0's; none for its density.
+        data_range: The first and the last level.
+    """
+    step = schedule.step_before(t)
+    difference = step.c0 * (x0 - mean)  # of the two means; x_t has the same share in both
+    log_ratio = step.variance.log() - log_variance
+    kl = 0.5 * (log_ratio.expm1() - log_ratio + difference**2 * (-log_variance).exp())
+    first = t * len(schedule) < 1.5
+    # At other rows without the difference, which can be so great there that what is not used has no gradient.
+    surprise = _surprise(x0, torch.where(first, mean, x0), log_variance, levels, data_range)
+    return torch.where(first, surprise, kl)
+
+
+def _surprise(
+    x0: Tensor, mean: Tensor, log_variance: Tensor, levels: int | None, data_range: tuple[float, float]
+) -> Tensor:
+    """-log p(x0) under a Gaussian: its density, or what of it lies in the bin of x0's level."""
+    z = (x0 - mean) * (-log_variance / 2).exp()
+    if levels is None:
+        return 0.5 * (z**2 + log_variance + math.log(2 * math.pi))
+    bottom, top = data_range
+    width = (top - bottom) / (levels - 1)
+    half_bin = (-log_variance / 2).exp() * width / 2
+    inside = _log_normal_mass(z - half_bin, z + half_bin)
+    # The outermost bins reach to infinity.
+    highest, lowest = x0 > top - width / 4, x0 < bottom + width / 4
+    outside = _log_normal_cdf(torch.where(highest, half_bin - z, half_bin + z))
+    return -torch.where(highest | lowest, outside, inside)
 
 
 def _log_normal_mass(below: Tensor, above: Tensor) -> Tensor:

@@ -167,9 +167,7 @@ def test_a_negative_stands_in_place_of_null_for_the_conditions_it_names() -> Non
     torch.testing.assert_close(both, rows((1, 0), (1, 1), (0, 3), (2, 4)), rtol=0, atol=0)
     one = asked({"guidance_scale": 2, "negative": {"style": [2]}}, conditions, denoiser, values)
     torch.testing.assert_close(one, rows((3, 2), (3, 2), (0, 3), (2, 4)), rtol=0, atol=0)
-    apart = asked(
-        {"guidance_scale": {"style": 2, "labels": 3}, "negative": {"style": 2}}, conditions, denoiser, values
-    )
+    apart = asked({"guidance_scale": {"style": 2, "labels": 3}, "negative": {"style": 2}}, conditions, denoiser, values)
     torch.testing.assert_close(apart, rows((3, 2), (3, 2), (0, 2), (2, 2), (3, 3), (3, 4)), rtol=0, atol=0)
 
 
@@ -186,7 +184,9 @@ def test_a_negative_stands_in_place_of_null_for_the_conditions_it_names() -> Non
         (True, {"negative": {"style": [1, 2, 3]}}, "there are 3 negative style for 2 images: give 1 or 2"),
     ],
 )  # fmt: skip
-def test_what_the_model_was_not_trained_for_is_refused(independent: bool, options: dict[str, Any], message: str) -> None:
+def test_what_the_model_was_not_trained_for_is_refused(
+    independent: bool, options: dict[str, Any], message: str
+) -> None:
     denoiser, conditions = two_conditions(independent)
     with pytest.raises(InputError, match=message):
         asked(options, conditions, denoiser, {"labels": [0, 1], "style": [2, 3]})
@@ -416,14 +416,18 @@ def test_similarity_is_the_models_own_on_images_of_its_size(tmp_path: Path) -> N
     tiny_clip(tmp_path / "clip")
     clip, tokens = CLIPModel.from_pretrained(tmp_path / "clip"), CLIPTokenizer.from_pretrained(tmp_path / "clip")
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    normal = ((images + 1) / 2 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    normal = ((images + 1) / 2 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(
+        3, 1, 1
+    )
     with torch.no_grad():
         theirs = clip.eval()(**tokens("a cat", return_tensors="pt"), pixel_values=normal)
         ours = ImageTextGuidance("a cat", str(tmp_path / "clip")).loss(images)
     torch.testing.assert_close(1 - ours, theirs.logits_per_image[:, 0] / clip.logit_scale.exp(), rtol=1e-5, atol=1e-5)
 
 
-def test_an_image_text_model_that_is_none_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_text_model_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import BertConfig, BertModel
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -432,7 +436,9 @@ def test_an_image_text_model_that_is_none_is_refused_in_one_line(tmp_path: Path,
         pipe(1, guidance=ImageTextGuidance("a cat", str(tmp_path / "nowhere")))
     assert "\n" not in str(caught.value)
     tiny_clip(tmp_path / "bert")
-    BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)).save_pretrained(tmp_path / "bert")
+    BertModel(
+        BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path / "bert")
     with pytest.raises(InputError, match="is a BertModel, which sees no images: give a CLIP"):
         pipe(1, guidance=ImageTextGuidance("a cat", str(tmp_path / "bert")))
 
@@ -566,7 +572,9 @@ def test_samples_of_gaussians_match_the_closed_form(name: str) -> None:
     assert abs(float(drawn.mean()) - mean) < 4 * deviation / math.sqrt(count) + slack * abs(mean)
     assert abs(float(drawn.std()) / deviation - 1) < 4 / math.sqrt(2 * count) + slack
     pairs = drawn.view(-1, 2) - mean
-    assert abs(float((pairs[:, 0] * pairs[:, 1]).mean())) < 4 * deviation**2 / math.sqrt(count / 2) + slack * deviation**2
+    assert (
+        abs(float((pairs[:, 0] * pairs[:, 1]).mean())) < 4 * deviation**2 / math.sqrt(count / 2) + slack * deviation**2
+    )
 
 
 @torch.no_grad()
@@ -594,7 +602,11 @@ def test_the_guided_flow_of_gaussians_ends_at_its_closed_form(scale: float) -> N
     assert deviation == pytest.approx(COND[1] ** scale * NULL[1] ** (1 - scale), rel=1e-3)
     cond, null = embed(COND, 2), embed(NULL, 2)
     x_T = torch.tensor([1.0, -1.0], dtype=torch.float64).view(2, 1, 1, 1)
-    high, low = DPMSolverPP(2)(Guided(Gaussians(schedule).denoiser, cond, null, scale), x_T, times, lambda i: x_T).flatten().tolist()
+    high, low = (
+        DPMSolverPP(2)(Guided(Gaussians(schedule).denoiser, cond, null, scale), x_T, times, lambda i: x_T)
+        .flatten()
+        .tolist()
+    )
     assert (high + low) / 2 == pytest.approx(mean, abs=1e-3)
     assert (high - low) / 2 == pytest.approx(deviation, rel=2e-3)
 

@@ -1,7 +1,8 @@
-"""What a Trainer does beside training: distances, grids of samples, files."""
+"""What a Trainer does beside training: distances, likelihoods, grids of samples, files."""
 
+from diffusion_lab.callbacks.bits_per_dim import BitsPerDim
 from diffusion_lab.callbacks.fid import FIDCallback
 from diffusion_lab.callbacks.image_writer import ImageWriter
 from diffusion_lab.callbacks.sample_grid import SampleGrid
 
-__all__ = ["FIDCallback", "ImageWriter", "SampleGrid"]
+__all__ = ["BitsPerDim", "FIDCallback", "ImageWriter", "SampleGrid"]

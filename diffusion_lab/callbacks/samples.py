@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.data.unconditional import Unconditional
@@ -57,12 +57,7 @@ class Samples(WritesFiles):
             "clip_x0": clip_x0,
         }
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self.check(pl_module, getattr(trainer, "datamodule", None))
-
     def check(self, module: LightningModule, datamodule: LightningDataModule | None) -> None:
-        """Raise InputError for what would fail only once the run has begun."""
         if not isinstance(module, DiffusionModule) or not isinstance(datamodule, Unconditional):
             raise InputError(f"{type(self).__name__} needs a DiffusionModule, and a DataModule of diffusion_lab.data")
         sampling = dict(self.sampling)

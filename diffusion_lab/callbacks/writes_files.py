@@ -1,10 +1,10 @@
-"""What callbacks that write files share: where."""
+"""What callbacks that write files share: where, and what is refused before."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 
 class WritesFiles(Callback):
@@ -25,3 +25,7 @@ class WritesFiles(Callback):
         super().setup(trainer, pl_module, stage)
         self.folder = Path(trainer.log_dir or trainer.default_root_dir)
         self.writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self.check(pl_module, getattr(trainer, "datamodule", None))
+
+    def check(self, module: LightningModule, datamodule: LightningDataModule | None) -> None:
+        """Raise InputError for what would fail only once the run has begun."""

@@ -43,9 +43,11 @@ class Autoguidance(Guidance):
             trust: Import and run classes from outside diffusion_lab and torch.nn that the guide names.
 
         Raises:
-            InputError: The scale is negative or not a number.
+            InputError: The scale is negative or not a number, or the guide is neither a path nor a pipeline.
         """
         check_scale(scale)
+        if not isinstance(guide, (str, Path)) and not hasattr(guide, "model"):
+            raise InputError(f"the guide of autoguidance is a checkpoint's path or a Pipeline: got {guide!r}")
         self.guide, self.scale, self.weights, self.trusts = guide, scale, weights, trust
         self._loaded: Pipeline | None = None
 
