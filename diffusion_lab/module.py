@@ -22,6 +22,7 @@ from diffusion_lab.densities import Density
 from diffusion_lab.ema import EMA
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.generate import generate
+from diffusion_lab.guidance import Model
 from diffusion_lab.noise import run_seed, training_generator
 from diffusion_lab.pipeline import sampling_options
 from diffusion_lab.predictions import Prediction
@@ -185,21 +186,21 @@ class DiffusionModule(Configurable, LightningModule):
         if "images" in values:
             num_images = len(values["images"])
             values = {name: values[name] for name in self.conditions.names()}
-        denoiser, conditions = self.parts(weights)
+        denoiser, conditions, space = self.parts(weights)
         training = denoiser.training
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
         try:
             with precision:
-                return generate(denoiser.eval(), conditions, self.space, values, num_images=num_images, **options)
+                return generate(denoiser.eval(), conditions, space, values, num_images=num_images, **options)
         finally:
             denoiser.train(training)
 
-    def parts(self, weights: Weights = "ema") -> tuple[Denoiser, Conditions]:
-        """The denoiser and the conditions with averaged or with raw weights."""
+    def parts(self, weights: Weights = "ema") -> Model:
+        """The denoiser and the conditions with averaged or with raw weights, and the space."""
         if weights not in ("ema", "raw"):
             raise unknown("weights", weights, ["ema", "raw"])
         parts = self.ema.copies if weights == "ema" else self._trained()
-        return parts["denoiser"], parts["conditions"]  # type: ignore[return-value]  # ModuleDict forgets its values' class
+        return Model(parts["denoiser"], parts["conditions"], self.space)  # type: ignore[arg-type]  # ModuleDict forgets its values' class
 
     def configure_optimizers(self) -> Any:
         trained = [p for part in self._trained().values() for p in part.parameters() if p.requires_grad]
@@ -234,7 +235,7 @@ class DiffusionModule(Configurable, LightningModule):
     @torch.no_grad()
     def _held_out_loss(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The averaged weights' loss with all conditions kept, at the same times and noises every time."""
-        denoiser, conditions = self.parts("ema")
+        denoiser, conditions, space = self.parts("ema")
         generator = training_generator(self.device, 0, batch_idx, self.global_rank)
         keep = torch.zeros(len(batch["images"]), dtype=torch.bool, device=self.device)
-        return denoiser.loss(self.space.encode(batch["images"]), conditions(batch, keep), generator).mean()
+        return denoiser.loss(space.encode(batch["images"]), conditions(batch, keep), generator).mean()

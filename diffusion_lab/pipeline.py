@@ -20,7 +20,6 @@ from diffusion_lab.guidance import Guidance, Model, find_guidance
 from diffusion_lab.likelihood import Likelihood, bits_per_dim, find_likelihood
 from diffusion_lab.samplers import RePaint, Sampler
 from diffusion_lab.schedules import Spacing
-from diffusion_lab.spaces import Space
 from diffusion_lab.walks import Scale
 from diffusion_lab.watch import counted_evaluations
 
@@ -34,6 +33,7 @@ class Pipeline:
     """Generates images from a trained model: `pipe(labels=[3, 7], guidance_scale=2.0, seed=0)`.
 
     Attributes:
+        model: The denoiser, the conditions and the space.
         config: What the model is made of, as plain data.
         measured: The last distance that was measured and its protocol, or None. Its sampler, steps, guidance scale
             and the like are the defaults of a call.
@@ -48,9 +48,8 @@ class Pipeline:
             module: A module in hand, whose weights are shared, not copied.
             weights: "ema" or "raw".
         """
-        denoiser, conditions = module.parts(weights)
         measured = module.measured if module.measured and module.measured["protocol"]["weights"] == weights else None
-        self._hold(denoiser, conditions, module.space, module.config, measured, trust=True)
+        self._hold(module.parts(weights), module.config, measured, trust=True)
 
     @classmethod
     def from_config(
@@ -74,7 +73,7 @@ class Pipeline:
             )
             space = build(parts["space"], trust)
             pipe = cls.__new__(cls)
-            pipe._hold(denoiser, conditions, space, config, measured, trust)
+            pipe._hold(Model(denoiser, conditions, space), config, measured, trust)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -83,14 +82,12 @@ class Pipeline:
 
     def _hold(
         self,
-        denoiser: Denoiser,
-        conditions: Conditions,
-        space: Space,
+        model: Model,
         config: Mapping[str, Any],
         measured: Mapping[str, Any] | None,
         trust: bool,
     ) -> None:
-        self._model = Model(denoiser.eval(), conditions.eval(), space)
+        self.model = Model(model.denoiser.eval(), model.conditions.eval(), model.space)
         self.config, self.measured, self._trust = dict(config), dict(measured) if measured else None, trust
         sampling_options(self.measured, {"sampler": "ddim"})  # a damaged protocol is found out now
 
@@ -159,9 +156,9 @@ class Pipeline:
             "clip_x0": clip_x0,
         }
         options = sampling_options(self.measured, given, self._trust)
-        with counted_evaluations(self._model.denoiser, *options.get("guidance", ())) as evaluated:
+        with counted_evaluations(self.model.denoiser, *options.get("guidance", ())) as evaluated:
             made = generate(
-                *self._model,
+                *self.model,
                 conditions,
                 num_images=num_images,
                 seed=seed,
@@ -211,9 +208,9 @@ class Pipeline:
         options = sampling_options(self.measured, given, self._trust)
         for name in ("clip_x0", "guidance", "negative"):  # a clamp cannot be undone, and scale 1 inverts best
             options.pop(name, None)
-        with counted_evaluations(self._model.denoiser) as evaluated:
+        with counted_evaluations(self.model.denoiser) as evaluated:
             x_T = invert_images(
-                *self._model,
+                *self.model,
                 conditions,
                 images,
                 batch_size=batch_size,
@@ -249,7 +246,7 @@ class Pipeline:
             FloatingPointError: A likelihood is not finite.
         """
         return bits_per_dim(
-            self._model,
+            self.model,
             find_likelihood(likelihood),
             conditions,
             images,
@@ -261,17 +258,12 @@ class Pipeline:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width of an image."""
-        return self._model.space.image_shape
-
-    @property
-    def model(self) -> Model:
-        """The denoiser, the conditions and the space."""
-        return self._model
+        return self.model.space.image_shape
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move the model to a device."""
-        self._model.denoiser.to(device)
-        self._model.conditions.to(device)
+        self.model.denoiser.to(device)
+        self.model.conditions.to(device)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -293,15 +285,15 @@ class Pipeline:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
     def _parts(self) -> list[tuple[str, nn.Module]]:
-        return [(NETWORK, self._model.denoiser.network), (CONDITIONS, self._model.conditions)]
+        return [(NETWORK, self.model.denoiser.network), (CONDITIONS, self.model.conditions)]
 
     def __repr__(self) -> str:
         count = sum(value.numel() for value in self.state_dict().values())
-        parts, shape = self.config["init_args"], list(self._model.space.shape)
+        parts, shape = self.config["init_args"], list(self.model.space.shape)
         score = f", {self.measured.get('key')} {self.measured.get('value')}" if self.measured else ""
         return (
             f"Pipeline({parts['network']['class_path']} with {count:,} parameters, prediction {parts['prediction']}, "
-            f"{parts['schedule']['class_path']}, conditions {self._model.conditions.names()}, images {shape}{score})"
+            f"{parts['schedule']['class_path']}, conditions {self.model.conditions.names()}, images {shape}{score})"
         )
 
 

@@ -215,7 +215,7 @@ def test_dequantisation_is_uniform_over_one_bin() -> None:
 def test_images_have_the_same_bits_in_any_batch_and_mode(likelihood: Likelihood, mode: Callable[[], Any]) -> None:
     module = tiny_module(schedule=TableSchedule(steps=10))
     images, labels = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), [0, 1, 2, 3, 4, 5]
-    model = Model(*module.parts("ema"), module.space)
+    model = module.parts("ema")
     with mode():
         whole = bits_per_dim(model, likelihood, {"labels": labels}, images)
         parts = bits_per_dim(model, likelihood, {"labels": labels}, images, batch_size=4)

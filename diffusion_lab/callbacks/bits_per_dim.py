@@ -13,7 +13,6 @@ from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.data.unconditional import Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
-from diffusion_lab.guidance import Model
 from diffusion_lab.likelihood import LIKELIHOODS, Likelihood, bits_per_dim, find_likelihood
 from diffusion_lab.module import DiffusionModule, Weights
 
@@ -57,7 +56,7 @@ class BitsPerDim(WritesFiles):
     def check(self, module: LightningModule, datamodule: LightningDataModule | None) -> None:
         if not isinstance(module, DiffusionModule) or not isinstance(datamodule, Unconditional):
             raise InputError("BitsPerDim needs a DiffusionModule, and a DataModule of diffusion_lab.data")
-        self.likelihood.check(Model(*module.parts(self.weights), module.space))
+        self.likelihood.check(module.parts(self.weights))
         if module.space.data_range is None:
             raise InputError("BitsPerDim needs data of 256 levels, such as pixels: model.space has none")
         there = len(datamodule.part(self.split).images)
@@ -80,7 +79,7 @@ class BitsPerDim(WritesFiles):
         mean, square = (MeanMetric().to(module.device) for _ in range(2))
         if ours:
             bits = bits_per_dim(
-                Model(*module.parts(self.weights), module.space),
+                module.parts(self.weights),
                 self.likelihood,
                 {name: columns[name] for name in module.conditions.names()},
                 columns["images"],

@@ -138,7 +138,7 @@ class FIDCallback(Samples):
         ours = range(trainer.global_rank, self.samples, trainer.world_size)
         conditions = trainer.datamodule.conditions(self.samples)  # type: ignore[attr-defined]
         features = FeatureGaussian(reference.mean).to(reference.mean.device)
-        with counted_evaluations(module.parts(self.weights)[0], *self.sampling["guidance"]) as evaluated:
+        with counted_evaluations(module.parts(self.weights).denoiser, *self.sampling["guidance"]) as evaluated:
             if ours:
                 images = module.sample(
                     {name: value[list(ours)] for name, value in conditions.items()},

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
-from diffusion_lab.guidance import Guidance, Model, find_guidance
+from diffusion_lab.guidance import Guidance, find_guidance
 from diffusion_lab.module import DiffusionModule
 from diffusion_lab.samplers import Sampler, find_sampler
 from diffusion_lab.schedules import Spacing
@@ -62,8 +62,7 @@ class Samples(WritesFiles):
             raise InputError(f"{type(self).__name__} needs a DiffusionModule, and a DataModule of diffusion_lab.data")
         sampling = dict(self.sampling)
         sampler, steps, spacing = (sampling.pop(name) for name in ("sampler", "steps", "spacing"))
-        model = Model(module.denoiser, module.conditions, module.space)
-        check_sampling(model, sampler, steps, spacing, Steering(**sampling))
+        check_sampling(module.parts(), sampler, steps, spacing, Steering(**sampling))
         prepare_negative(module.conditions, self.sampling["negative"], 1)
 
     def protocol(self, module: DiffusionModule) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Each function takes several objects by the names they have in the legend and giv
 shows and `figure.savefig("schedules.pdf")` writes.
 """
 
+from diffusion_lab.figures.guidance import plot_guidance
 from diffusion_lab.figures.objectives import (
     Objective,
     effective_weight,
@@ -18,6 +19,7 @@ __all__ = [
     "effective_weight",
     "plot_densities",
     "plot_errors",
+    "plot_guidance",
     "plot_schedules",
     "plot_trajectories",
     "plot_weightings",
