@@ -30,6 +30,25 @@ def test_one_mask_a_sample_is_shared_by_all_conditions() -> None:
     assert torch.equal(embed[:, 0], torch.where(drop, 1100.0, 11.0))
 
 
+def test_independent_masks_have_the_rate_each_and_drop_their_own_condition() -> None:
+    conditions = Conditions({"labels": ClassLabel(3, 4), "styles": ClassLabel(5, 4)}, 0.3, independent_drop=True)
+    mask = conditions.drop_mask(40_000, torch.Generator().manual_seed(0))
+    assert mask.shape == (40_000, 2)
+    rate = mask.float().mean(0)
+    assert rate.tolist() == pytest.approx([0.3, 0.3], abs=4 * (0.21 / 40_000) ** 0.5)
+    both = (mask[:, 0] & mask[:, 1]).float().mean().item()
+    assert both == pytest.approx(0.09, abs=4 * (0.09 * 0.91 / 40_000) ** 0.5), "they fall independently"
+    torch.nn.init.constant_(conditions.conditioners["labels"].rows.weight, 1.0)  # type: ignore[arg-type, union-attr]
+    torch.nn.init.constant_(conditions.conditioners["styles"].rows.weight, 10.0)  # type: ignore[arg-type, union-attr]
+    for conditioner, null in zip(conditions.conditioners.values(), (100.0, 1000.0), strict=True):
+        torch.nn.init.constant_(conditioner.rows.weight[-1], null)  # type: ignore[arg-type, union-attr, index]
+    batch = {"labels": torch.arange(40_000) % 3, "styles": torch.arange(40_000) % 5}
+    embed = conditions(batch, mask).embed
+    assert embed is not None
+    expected = torch.where(mask[:, 0], 100.0, 1.0) + torch.where(mask[:, 1], 1000.0, 10.0)
+    assert torch.equal(embed[:, 0], expected)
+
+
 def test_null_is_a_row_of_its_own_that_no_label_reaches() -> None:
     label = ClassLabel(3, 4)
     values = torch.tensor([0, 1, 2])

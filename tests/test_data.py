@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 
-from diffusion_lab import ClassConditional, Digits, InputError, Unconditional
+from diffusion_lab import ClassConditional, Digits, InputError, Photographs, Unconditional
 from diffusion_lab.data import Images, Source
 from diffusion_lab.data.unconditional import EpochOrder, TensorImages
 
@@ -25,6 +25,24 @@ def test_digits_are_scikit_learns_and_lose_nothing() -> None:
     assert (digits.images[:, 0].double() * 16 / 255).round().tolist() == theirs.images.tolist()
     assert digits.labels is not None
     assert digits.labels.tolist() == theirs.target.tolist()
+
+
+def test_photographs_are_cut_into_patches_row_by_row() -> None:
+    temple, flower = load_sample_images().images
+    patches = Photographs(16).read()
+    assert patches.images.shape == (2080, 3, 16, 16)
+    assert patches.labels is not None
+    assert patches.labels.bincount().tolist() == [1040, 1040]
+    for index, (photograph, row, column) in {
+        0: (temple, 0, 0),
+        41: (temple, 16, 16),
+        1040 + 39: (flower, 0, 624),
+    }.items():
+        cut = photograph[row : row + 16, column : column + 16]
+        assert patches.images[index].permute(1, 2, 0).tolist() == cut.tolist()
+    assert len(Photographs(16, 8).read().images) == 2 * 52 * 79
+    with pytest.raises(InputError, match="a size from 1 to 427 and a stride of at least 1: got 428 and 428"):
+        Photographs(428)
 
 
 def test_the_split_is_fixed_disjoint_and_balanced() -> None:

@@ -85,6 +85,8 @@ def test_key_floor_and_protocol_are_logged_beside_it(tmp_path: Path) -> None:
         "steps": 3,
         "spacing": "trailing",
         "guidance_scale": 1.5,
+        "guidance": [],
+        "negative": None,
         "clip_x0": True,
         "seed": 0,
     }

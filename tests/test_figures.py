@@ -8,11 +8,14 @@ import torch
 from oracles import SCHEDULES
 
 from diffusion_lab import (
+    CosineSchedule,
+    GaussianMixture,
     InputError,
     LogNormal,
     LossSecondMoment,
     MinSNRWeighting,
     Prediction,
+    ProbabilityFlow,
     SNRWeighting,
     VLBWeighting,
 )
@@ -21,10 +24,12 @@ from diffusion_lab.figures import (
     effective_weight,
     plot_densities,
     plot_errors,
+    plot_guidance,
     plot_schedules,
     plot_trajectories,
     plot_weightings,
 )
+from diffusion_lab.figures.guidance import CLASS, DEVIATION, OTHER, Extrapolated, guided_density
 from diffusion_lab.mixture import MEANS
 
 
@@ -128,7 +133,36 @@ def test_errors_fall_at_the_solvers_orders(tmp_path: Path) -> None:
         plot_errors({"DDPM": "ddpm"})
 
 
+def test_guidance_is_drawn_with_samples_and_their_own_density(tmp_path: Path) -> None:
+    """The density integrates to 1 on the square, is the class's own at scale 1, and its mean is that of the samples."""
+    figure = plot_guidance((1, 3), steps=40, samples=1000)
+    means = []
+    for panel, scale in zip(figure.axes, (1, 3), strict=True):
+        assert panel.get_title() == f"scale {scale}"
+        (samples,) = panel.get_lines()
+        means.append(torch.tensor(samples.get_xydata()).mean(0))
+    figure.savefig(tmp_path / "guidance.png")
+
+    schedule = CosineSchedule()
+    cond, null = GaussianMixture(schedule, CLASS, DEVIATION), GaussianMixture(schedule, CLASS + OTHER, DEVIATION)
+    across = torch.linspace(-3, 3, 61, dtype=torch.float64)
+    plane = torch.cartesian_prod(across, across)[..., None, None]
+    for scale, mean in zip((1, 3), means, strict=True):
+        density = guided_density(ProbabilityFlow(probes=2), Extrapolated(cond, null, scale), plane)
+        assert float(density.sum()) * 0.01 == pytest.approx(1, abs=2e-3)
+        centre = (density[:, None] * plane.flatten(1)).sum(0) * 0.01
+        torch.testing.assert_close(mean, centre, rtol=0, atol=4 * 0.75 / 1000**0.5)
+        if scale == 1:
+            own = cond.log_density(plane, torch.zeros((), dtype=torch.float64)).exp()
+            torch.testing.assert_close(density, own, rtol=1e-2, atol=1e-4)
+    assert float(means[1][1]) > float(means[0][1]) + 0.1, "guidance leads away from the other class, which lies below"
+
+
 def test_nothing_to_draw_is_refused() -> None:
+    with pytest.raises(InputError, match="nothing to draw"):
+        plot_guidance(())
+    with pytest.raises(InputError, match="guidance scale must be a number from 0"):
+        plot_guidance((-1,))
     for plot in (plot_schedules, plot_densities, plot_weightings, plot_trajectories, plot_errors):
         with pytest.raises(InputError, match="nothing to draw"):
             plot({})

@@ -24,8 +24,10 @@ from diffusion_lab import (
     DPMSolverPP,
     Heun,
     InputError,
+    Interval,
     Pipeline,
     RePaint,
+    Rescale,
     load,
     save,
 )
@@ -198,6 +200,49 @@ def test_it_remembers_how_it_was_measured(tmp_path: Path) -> None:
     clipped = module.sample({"labels": [2]}, **options)
     assert torch.equal(pipe(labels=[2], clip_x0=True, progress=False), clipped)
     assert not torch.equal(clipped, as_measured)
+
+
+def test_it_remembers_the_guidance_it_was_measured_with(tmp_path: Path) -> None:
+    module = tiny_module()
+    module.parts().conditions.conditioners["labels"].rows.weight.mul_(50)  # so that labels can be told apart
+    sampling = {
+        "sampler": DDIM().config,
+        "steps": 5,
+        "spacing": "trailing",
+        "guidance_scale": {"labels": 3.0},
+        "guidance": [Interval(0.3, 4.0).config, Rescale(0.5).config],
+        "negative": {"labels": 7},
+        "clip_x0": True,
+        "seed": 0,
+    }
+    module.measured = {"key": "a", "value": 1.5, "protocol": {"sampling": sampling, "weights": "ema"}}
+    pipe = load(save(module, tmp_path / "a"))
+    options: dict[str, Any] = {"guidance": ["interval(low=0.3, high=4)", "rescale(phi=0.5)"], "negative": {"labels": 7}}
+    as_measured = module.sample({"labels": [2]}, steps=5, guidance_scale=3.0, **options)
+    assert torch.equal(pipe(labels=[2], progress=False), as_measured)
+    plain = module.sample({"labels": [2]}, steps=5, guidance_scale=3.0)
+    assert torch.equal(pipe(labels=[2], guidance=(), negative={}, progress=False), plain)
+    assert not torch.equal(plain, as_measured)
+    assert pipe.invert(IMAGE, labels=[2], progress=False).shape == (1, 1, 8, 8)
+
+
+def test_a_measured_guide_is_trusted_by_nobody_but_the_caller(tmp_path: Path) -> None:
+    module = tiny_module()
+    guidance = [{"class_path": "diffusion_lab.Autoguidance", "init_args": {"guide": "guide", "trust": True}}]
+    sampling = {
+        "sampler": DDIM().config,
+        "steps": 2,
+        "spacing": "trailing",
+        "guidance_scale": 1.0,
+        "guidance": guidance,
+    }
+    module.measured = {"key": "a", "value": 1.0, "protocol": {"sampling": sampling, "weights": "ema"}}
+    path = save(module, tmp_path / "a")
+    with pytest.raises(InputError, match="measured with guidance that runs classes from outside.*pass trust=True"):
+        load(path)(labels=[1], progress=False)
+    with pytest.raises(InputError, match="no checkpoint at guide"):
+        load(path, trust=True)(labels=[1], progress=False)
+    load(path)(labels=[1], guidance=(), progress=False)
 
 
 class OwnSampler(DDIM):

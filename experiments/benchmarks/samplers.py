@@ -1,4 +1,4 @@
-"""What a sampler costs a step beside the network, against diffusers' schedulers.
+"""What a sampler costs a step beside the network, against diffusers' schedulers, and what guidance costs with it.
 
 Command:   python experiments/benchmarks/samplers.py [--quick] [--device cpu|cuda]
 Time:      about a minute on two CPU cores; with --quick 20 seconds.
@@ -7,6 +7,9 @@ Both sides walk [64, 3, 32, 32] in float32 with a network that returns the same 
 all that surrounds it: reading x0 or eps from the output, the update, and whatever is looked up or kept. Noise is drawn
 before and handed to both. A walk of each in turn, so that whatever else the machine does falls on both; the median over
 the walks of the time a step is compared. diffusers' set_timesteps is not timed; ours works its levels out in the walk.
+
+Guidance is timed with a small U-Net: an evaluation at scale 1, and one at scale 2 outside its interval, against one at
+scale 2, which is a doubled batch.
 """
 
 from __future__ import annotations
@@ -26,10 +29,21 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from diffusion_lab import Cond, Denoiser, Guided, TableSchedule
+from diffusion_lab import (
+    ClassLabel,
+    Cond,
+    Conditions,
+    Denoiser,
+    Guided,
+    Interval,
+    PixelSpace,
+    TableSchedule,
+    UNet,
+)
+from diffusion_lab.guidance import Model
 from diffusion_lab.samplers import DDIM, DDPM, DEIS, LMS, PNDM, DPMSolverPP, Euler, Heun, Sampler, UniPC
 
-SHAPE, STEPS = (64, 3, 32, 32), 50
+SHAPE, GUIDED, STEPS = (64, 3, 32, 32), (16, 3, 32, 32), 50
 WORDS = {"EPSILON": "epsilon", "V": "v_prediction"}
 # Ours, the peer's class and its options, and what the ratio must not exceed.
 PAIRS: list[tuple[str, Sampler, type, dict[str, Any], float]] = [
@@ -83,6 +97,28 @@ def walk_theirs(kind: type, options: dict[str, Any], prediction: str, x: Tensor,
     return walk
 
 
+@torch.no_grad()
+def time_guidance(device: torch.device, repeats: int) -> dict[str, float]:
+    """The seconds of an evaluation, by how it is guided: medians of repeats in turn."""
+    torch.manual_seed(0)
+    unet = UNet(3, width=32, multipliers=(1, 2), blocks=1, attention_levels=(), embed_dim=64).to(device).eval()
+    labels = ClassLabel(10, 64).to(device)
+    values, keep = torch.arange(GUIDED[0], device=device) % 10, torch.zeros(GUIDED[0], dtype=torch.bool, device=device)
+    cond, null, denoiser = labels(values, keep), labels(values, ~keep), Denoiser(unet, TableSchedule(), "V")
+    doubled, single = Guided(denoiser, cond, null, 2.0), Guided(denoiser, cond, null, 1.0)
+    x_t, t = torch.randn(GUIDED, device=device), torch.tensor(0.5, dtype=torch.float64)
+    level = denoiser.schedule.at(t).ratio
+    model = Model(denoiser, Conditions({"labels": labels}), PixelSpace(GUIDED[1:]))
+    outside = Interval(low=level).wrap(doubled, model, {"labels": values})
+    seconds: dict[str, list[float]] = {"scale 2": [], "scale 1": [], "outside its interval": []}
+    for _ in range(repeats + 1):  # the first warms up
+        for kept, denoise in zip(seconds.values(), (doubled, single, outside), strict=True):
+            start = synchronised_time(device)
+            _ = denoise(x_t, t).x0
+            kept.append(synchronised_time(device) - start)
+    return {name: statistics.median(kept[1:]) for name, kept in seconds.items()}
+
+
 @contextmanager
 def drawn_before(noise: Tensor) -> Iterator[None]:
     """diffusers' DDPM is given this noise instead of drawing its own."""
@@ -132,6 +168,16 @@ def main() -> None:
             table.add_row(name, prediction, f"{mine:.3f}", f"{peer:.3f}", f"{mine / peer:.2f}", f"{target:.1f}")
             key = f"{name}, {prediction}"
             ratios[key] = {"value": round(mine / peer, 4), "target": target, "better": "lower"}
+    Console().print(table)
+    guided = time_guidance(device, walks)
+    table = Table(
+        "guidance", "ms an evaluation", "ratio", "target", title=f"a U-Net on {list(GUIDED)}, {options.device}"
+    )
+    for name, taken in guided.items():
+        ratio = taken / guided["scale 2"]
+        table.add_row(name, f"{1000 * taken:.1f}", f"{ratio:.2f}", "" if name == "scale 2" else "0.55")
+        if name != "scale 2":
+            ratios[f"guidance, {name}"] = {"value": round(ratio, 4), "target": 0.55, "better": "lower"}
     Console().print(table)
     print(json.dumps({"benchmark": "samplers", "device": options.device, "ratios": ratios}))
 
