@@ -89,7 +89,7 @@ class Pipeline:
     ) -> None:
         self.model = Model(model.denoiser.eval(), model.conditions.eval(), model.space)
         self.config, self.measured, self._trust = dict(config), dict(measured) if measured else None, trust
-        sampling_options(self.measured, {"sampler": "ddim"})  # a damaged protocol is found out now
+        sampling_options(self.measured, {"sampler": "ddim", "guidance": []})  # a damaged protocol is found out now
 
     def __call__(
         self,

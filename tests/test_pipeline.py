@@ -19,6 +19,7 @@ from diffusion_lab import (
     DDPM,
     ClassConditional,
     ClassLabel,
+    ColourGuidance,
     DigitClassifier,
     Digits,
     DPMSolverPP,
@@ -27,7 +28,6 @@ from diffusion_lab import (
     Interval,
     Pipeline,
     RePaint,
-    Rescale,
     load,
     save,
 )
@@ -204,20 +204,19 @@ def test_it_remembers_how_it_was_measured(tmp_path: Path) -> None:
 
 def test_it_remembers_the_guidance_it_was_measured_with(tmp_path: Path) -> None:
     module = tiny_module()
-    module.parts().conditions.conditioners["labels"].rows.weight.mul_(50)  # so that labels can be told apart
     sampling = {
         "sampler": DDIM().config,
         "steps": 5,
         "spacing": "trailing",
         "guidance_scale": {"labels": 3.0},
-        "guidance": [Interval(0.3, 4.0).config, Rescale(0.5).config],
+        "guidance": [Interval(0.3, 4.0).config, ColourGuidance([200.0], 0.6).config],
         "negative": {"labels": 7},
         "clip_x0": True,
         "seed": 0,
     }
     module.measured = {"key": "a", "value": 1.5, "protocol": {"sampling": sampling, "weights": "ema"}}
     pipe = load(save(module, tmp_path / "a"))
-    options: dict[str, Any] = {"guidance": ["interval(low=0.3, high=4)", "rescale(phi=0.5)"], "negative": {"labels": 7}}
+    options: dict[str, Any] = {"guidance": ["interval(low=0.3, high=4)", "colour(colour=[200.0], weight=0.6)"], "negative": {"labels": 7}}
     as_measured = module.sample({"labels": [2]}, steps=5, guidance_scale=3.0, **options)
     assert torch.equal(pipe(labels=[2], progress=False), as_measured)
     plain = module.sample({"labels": [2]}, steps=5, guidance_scale=3.0)

@@ -44,7 +44,7 @@ class FIDCallback(Samples):
         steps: int = 50,
         spacing: Spacing | None = None,
         guidance_scale: float | dict[str, float] = 1.0,
-        guidance: list[Guidance | str] | None = None,
+        guidance: Guidance | str | list[Guidance | str] | None = None,
         negative: dict[str, Any] | None = None,
         clip_x0: bool | float | None = None,
         seed: int = 0,

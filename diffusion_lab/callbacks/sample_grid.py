@@ -28,7 +28,7 @@ class SampleGrid(Samples):
         rows: int = 10,
         columns: int = 10,
         guidance_scale: float | dict[str, float] = 2.0,
-        guidance: list[Guidance | str] | None = None,
+        guidance: Guidance | str | list[Guidance | str] | None = None,
         negative: dict[str, Any] | None = None,
         sampler: Sampler | str = "ddim",
         steps: int = 20,

@@ -29,7 +29,7 @@ class Samples(WritesFiles):
         steps: int,
         spacing: Spacing | None,
         guidance_scale: float | dict[str, float],
-        guidance: list[Guidance | str] | None,
+        guidance: Guidance | str | list[Guidance | str] | None,
         negative: dict[str, Any] | None,
         clip_x0: bool | float | None,
     ) -> None:
