@@ -20,16 +20,7 @@ from diffusion_lab.noise import SeededNoise
 from diffusion_lab.samplers import RePaint, Sampler, find_filling, find_sampler, invert
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space, to_uint8
-from diffusion_lab.walks import (
-    Scale,
-    Steering,
-    check_sampling,
-    count_images,
-    device_of,
-    prepare_negative,
-    split,
-    walks,
-)
+from diffusion_lab.walks import Scale, Steering, check_sampling, count_images, device_of, split, walks
 from diffusion_lab.watch import Watch, progress_bar
 
 
@@ -93,7 +84,6 @@ def generate(
     times = check_sampling(model, sampler, steps, spacing, steering)
     prepared = conditions.prepare(values)
     count = count_images(prepared, num_images)
-    prepare_negative(conditions, negative, count)
     indices = range(count) if indices is None else indices
     if len(indices) != count:
         raise InputError(f"there are {count} images but {len(indices)} indices: give one for each image")

@@ -22,6 +22,8 @@ from diffusion_lab import (
     Conditions,
     CosineSchedule,
     Denoiser,
+    DigitClassifier,
+    Digits,
     DPMSolverPP,
     FlowSchedule,
     Guidance,
@@ -34,11 +36,13 @@ from diffusion_lab import (
     Pipeline,
     PixelSpace,
     Rescale,
+    load,
     save,
 )
 from diffusion_lab.conditions import Cond
 from diffusion_lab.generate import generate
 from diffusion_lab.guidance import GUIDANCE, Conditioned, Guidable, Model, autoguided, find_guidance
+from diffusion_lab.metrics import precision_recall
 from diffusion_lab.predictions import Estimate, Prediction
 from diffusion_lab.schedules import NoiseSchedule
 
@@ -46,6 +50,7 @@ LABELS = {"labels": torch.tensor([0, 1, 2])}
 KEEP, DROP = torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
 T = torch.tensor(0.4, dtype=torch.float64)
 DRAWS = 100_000
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
 
 def parts(scale: float, prediction: str = "V") -> tuple[Guided, Estimate, Estimate, SpyNetwork, Tensor]:
@@ -677,3 +682,57 @@ def test_guidance_composes_on_every_prediction_and_schedule() -> None:
                 estimate, level = denoise(x_t, t), schedule.at(t)
                 both = level.alpha * estimate.x0 + level.sigma * estimate.eps
                 torch.testing.assert_close(both, x_t, rtol=1e-3, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------- on trained models
+
+
+def test_colour_guidance_moves_photographs_to_the_colour_by_its_weight() -> None:
+    pipe, target = load(CHECKPOINTS / "photographs"), torch.tensor([200.0, 60.0, 40.0])
+    distances = []
+    for weight in (0.0, 0.1, 0.3, 0.6, 1.0):
+        images = pipe(12, steps=10, guidance=ColourGuidance(target.tolist(), weight), progress=False)
+        assert isinstance(images, Tensor)
+        distances.append((images.float().mean((2, 3)) - target).norm(dim=1))
+    for further, nearer in pairwise(distances):
+        assert float(nearer.mean()) < float(further.mean())
+    assert float(distances[-1].mean()) < 0.3 * float(distances[0].mean())
+
+
+@pytest.mark.slow
+def test_guided_digits_are_read_more_surely_and_are_less_diverse() -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.svm import SVC
+
+    real, digits, extractor = load_digits(), Digits().read(), DigitClassifier()
+    judge, labels = SVC(gamma=0.001).fit(real.data, real.target), [i % 10 for i in range(200)]
+    pipe, read, recall = load(CHECKPOINTS / "digits"), [], []
+    for scale in (0.0, 0.5, 1.0, 3.0):
+        images = pipe(labels=labels, steps=15, guidance_scale=scale, progress=False)
+        assert isinstance(images, Tensor)
+        read.append(float((judge.predict((images.flatten(1).double() * 16 / 255).round().numpy()) == labels).mean()))
+        with torch.no_grad():
+            recall.append(precision_recall(extractor(digits.images), extractor(images))[1])
+    assert read[0] < 0.3 < read[1] < read[2] <= read[3] == 1.0
+    assert recall[3] < 0.7 * recall[2]
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_guidance_on_a_gpu_is_that_on_the_cpu() -> None:
+    guided, _, _, _, x_t = parts(4.0)
+    parts_ = model()
+    items = (AdaptiveProjected(norm_threshold=3.0), Rescale(), ColourGuidance([9.0] * 4), Interval(0.01))
+
+    def wrapped(inner: Guidable) -> Guidable:
+        for item in items:
+            inner = item.wrap(inner, parts_, {})
+        return inner
+
+    expected = wrapped(guided)(x_t, T)
+    denoiser = guided.denoiser.cuda()
+    embed_ = guided.cond.embed.cuda()  # type: ignore[union-attr]
+    null, cond = (Cond(embed=part) for part in embed_.chunk(2))
+    ours = wrapped(Guided(denoiser, cond, null, 4.0))(x_t.cuda(), T)
+    torch.testing.assert_close(ours.x0.cpu(), expected.x0, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.eps.cpu(), expected.eps, rtol=1e-4, atol=1e-4)

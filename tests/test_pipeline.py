@@ -216,7 +216,10 @@ def test_it_remembers_the_guidance_it_was_measured_with(tmp_path: Path) -> None:
     }
     module.measured = {"key": "a", "value": 1.5, "protocol": {"sampling": sampling, "weights": "ema"}}
     pipe = load(save(module, tmp_path / "a"))
-    options: dict[str, Any] = {"guidance": ["interval(low=0.3, high=4)", "colour(colour=[200.0], weight=0.6)"], "negative": {"labels": 7}}
+    options: dict[str, Any] = {
+        "guidance": ["interval(low=0.3, high=4)", "colour(colour=[200.0], weight=0.6)"],
+        "negative": {"labels": 7},
+    }
     as_measured = module.sample({"labels": [2]}, steps=5, guidance_scale=3.0, **options)
     assert torch.equal(pipe(labels=[2], progress=False), as_measured)
     plain = module.sample({"labels": [2]}, steps=5, guidance_scale=3.0)
