@@ -102,7 +102,8 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help="wrapped around it in this order: interval, rescale, adaptive_projected, autoguidance, colour or "
-        f'image_text, with arguments as in "interval(low=0.3, high=5)"; {MEASURED} none, which is a name too',
+        f'image_text, with arguments as in "interval(low=0.3, high=5)"; {MEASURED} none, which is a name and leaves '
+        "out negatives too",
     )
     add(
         "--negative-labels",
@@ -194,6 +195,8 @@ def sample(options: argparse.Namespace) -> None:
     pipe = load(options.checkpoint, options.weights, options.trust)
     pipe.to(find_device(options.device))
     conditions = {} if options.labels is None else {"labels": options.labels}
+    unguided = options.guidance == ["none"]
+    negative = ({} if unguided else None) if options.negative_labels is None else {"labels": options.negative_labels}
     made = pipe(
         options.num_images,
         seed=options.seed,
@@ -201,8 +204,8 @@ def sample(options: argparse.Namespace) -> None:
         sampler=options.sampler,
         spacing=options.spacing,
         guidance_scale=options.guidance_scale,
-        guidance=() if options.guidance == ["none"] else options.guidance,
-        negative=None if options.negative_labels is None else {"labels": options.negative_labels},
+        guidance=() if unguided else options.guidance,
+        negative=negative,
         clip_x0=options.clip_x0,
         x_T=None if options.invert is None else inverted(pipe, options),
         images=None if options.image is None else read_image(options.image, pipe.image_shape[0]),

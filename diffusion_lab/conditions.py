@@ -66,7 +66,7 @@ class Conditioner(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, values: Any) -> Tensor:
-        """Check what a person gave and make it a batch; raises InputError."""
+        """Check what a person gave, or what it has made itself, and make it a batch; raises InputError."""
 
     @abstractmethod
     def forward(self, values: Tensor, drop: Tensor) -> Cond:

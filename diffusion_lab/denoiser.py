@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffusion_lab.conditions import Cond
 from diffusion_lab.densities import Density, Uniform
 from diffusion_lab.errors import InputError
-from diffusion_lab.predictions import Estimate, Prediction, System
+from diffusion_lab.predictions import Estimate, Prediction, System, beside
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.table_schedule import TableSchedule
 from diffusion_lab.variance import LearnedVariance
@@ -52,7 +52,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Estimate:
         """Estimate x0 and eps from x_t [B, C, H, W] at times t, [] or [B]."""
-        system = self.prediction.system(self.schedule, _beside(t, x_t))
+        system = self.prediction.system(self.schedule, beside(t, x_t))
         return self._read(*self._output(x_t, t, cond), x_t, t, system)
 
     def loss(self, x0: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
@@ -69,7 +69,7 @@ class Denoiser(nn.Module):
         drawn, importance = self.density(self.schedule, len(x0), generator)
         t = self.schedule.snap(drawn)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        system = self.prediction.system(self.schedule, _beside(t, x0))
+        system = self.prediction.system(self.schedule, beside(t, x0))
         x_t = system.mix(x0, eps)
         output, second = self._output(x_t, t, cond)
         error = (output - system.target(x0, eps)).square().flatten(1).mean(1)
@@ -78,7 +78,7 @@ class Denoiser(nn.Module):
             assert self.variance is not None
             assert isinstance(self.schedule, TableSchedule)
             estimate = self._read(output if train_mean else output.detach(), second, x_t, t, system)
-            return self.variance.bound(x0, estimate, self.schedule, _beside(t, x0))
+            return self.variance.bound(x0, estimate, self.schedule, beside(t, x0))
 
         terms = Terms(self.schedule, t, self.prediction, error, None if second is None else bound)
         loss = self.weighting.loss(terms)
@@ -105,7 +105,7 @@ class Denoiser(nn.Module):
         if self.variance is None or second is None:
             return estimate
         assert isinstance(self.schedule, TableSchedule)
-        estimate.log_variance = self.variance.log_variance(second, self.schedule, _beside(t, x_t))
+        estimate.log_variance = self.variance.log_variance(second, self.schedule, beside(t, x_t))
         return estimate
 
     def _check_variance(self) -> None:
@@ -141,8 +141,3 @@ class Denoiser(nn.Module):
             f"this one gives {out_channels}: set model.network.out_channels to {2 * channels},"
             " or leave model.variance out"
         )
-
-
-def _beside(t: Tensor, x: Tensor) -> Tensor:
-    """t shaped to multiply x: [] for a shared time, [B, 1, 1, 1] for one a sample."""
-    return t if t.ndim == 0 else t.view(-1, *[1] * (x.ndim - 1))

@@ -161,12 +161,21 @@ class DiffusionModule(Configurable, LightningModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.log("test/loss", self._held_out_loss(batch, batch_idx), sync_dist=True, batch_size=len(batch["images"]))
 
+    def on_predict_start(self) -> None:
+        try:
+            self._predicting = sampling_options(self.measured)
+        except InputError as error:
+            raise InputError(
+                f"predict samples as the checkpoint was measured, which cannot be done ({error}): use Pipeline, or "
+                "diffusion-lab sample"
+            ) from error
+
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Images for the batch's conditions, uint8 [B, C, H, W], sampled as the model was measured."""
         world, first = self.trainer.world_size, self.trainer.datamodule.batch_size * batch_idx  # type: ignore[attr-defined]
         # Ranks take every world-th image, so that an image's index, and with it its noise, is its place in the data.
         indices = [(first + i) * world + self.global_rank for i in range(len(batch["images"]))]
-        return self.sample(batch, indices=indices, **sampling_options(self.measured, trust=True))
+        return self.sample(batch, indices=indices, **self._predicting)
 
     def sample(
         self, values: Mapping[str, Any], *, num_images: int | None = None, weights: Weights = "ema", **options: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -151,7 +152,7 @@ class Pipeline:
             "sampler": sampler,
             "spacing": spacing,
             "guidance_scale": guidance_scale,
-            "guidance": None if guidance is None else find_guidance(guidance),
+            "guidance": self._measured_guidance if guidance is None else find_guidance(guidance),
             "negative": negative,
             "clip_x0": clip_x0,
         }
@@ -205,8 +206,8 @@ class Pipeline:
             FloatingPointError: The noise is not finite.
         """
         given = {"steps": steps, "sampler": sampler, "spacing": spacing, "guidance_scale": guidance_scale}
-        options = sampling_options(self.measured, given, self._trust)
-        for name in ("clip_x0", "guidance", "negative"):  # a clamp cannot be undone, and scale 1 inverts best
+        options = sampling_options(self.measured, {**given, "guidance": []}, self._trust)
+        for name in ("clip_x0", "guidance", "negative"):  # a clamp cannot be undone, and plain conditions invert best
             options.pop(name, None)
         with counted_evaluations(self.model.denoiser) as evaluated:
             x_T = invert_images(
@@ -284,6 +285,11 @@ class Pipeline:
             prefix = f"{part}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
+    @functools.cached_property
+    def _measured_guidance(self) -> list[Guidance]:
+        """What the model was measured with, kept because a guide is loaded from its file."""
+        return sampling_options(self.measured, {"sampler": "ddim"}, self._trust).get("guidance", [])
+
     def _parts(self) -> list[tuple[str, nn.Module]]:
         return [(NETWORK, self.model.denoiser.network), (CONDITIONS, self.model.conditions)]
 
@@ -320,15 +326,17 @@ def sampling_options(
             "steps": int(sampling["steps"]),
             "spacing": str(sampling["spacing"]),
             "guidance_scale": read_scale(sampling["guidance_scale"]),
-            "guidance": sampling.get("guidance") or [],
-            "negative": sampling.get("negative"),
+            "guidance": [*(sampling.get("guidance") or [])],
+            "negative": dict(sampling.get("negative") or {}),
             "clip_x0": sampling.get("clip_x0"),
             **chosen,
         }
+        if any(not isinstance(item, (dict, Guidance)) for item in options["guidance"]):
+            raise TypeError("guidance")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the measured protocol of this checkpoint is damaged ({error!r}): get it again") from error
     guidance = find_guidance(build(options["guidance"], trust))
-    if not trust and guidance and "guidance" not in chosen and any(item.trusts for item in guidance):
+    if not trust and guidance and "guidance" not in chosen and any(item.trust for item in guidance):
         raise InputError(
             "this checkpoint was measured with guidance that runs classes from outside diffusion_lab: pass trust=True, "
             "or --trust, to run them, or other guidance"

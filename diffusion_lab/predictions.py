@@ -115,6 +115,11 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     return total
 
 
+def beside(factor: Tensor, x: Tensor) -> Tensor:
+    """A factor shaped to multiply x: [] for one that is shared, [B, 1, 1, 1] for one a sample."""
+    return factor if factor.ndim == 0 else factor.view(-1, *[1] * (x.ndim - 1))
+
+
 class Prediction(Enum):
     """A pair (a, b): the network's output estimates a x0 + b eps.
 

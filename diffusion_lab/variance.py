@@ -88,6 +88,8 @@ def bound_terms(
     log_ratio = step.variance.log() - log_variance
     kl = 0.5 * (log_ratio.expm1() - log_ratio + difference**2 * (-log_variance).exp())
     first = t * len(schedule) < 1.5
+    if t.ndim == 0:
+        return _surprise(x0, mean, log_variance, levels, data_range) if first else kl
     # At other rows without the difference, which can be so great there that what is not used has no gradient.
     surprise = _surprise(x0, torch.where(first, mean, x0), log_variance, levels, data_range)
     return torch.where(first, surprise, kl)

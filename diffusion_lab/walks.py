@@ -37,6 +37,11 @@ def check_sampling(model: Model, sampler: Sampler, steps: int, spacing: Spacing 
     for each in scale.values() if isinstance(scale, Mapping) else [scale]:
         check_scale(each)
     model.conditions.check_scale(scale, steering.negative or ())
+    if prepare_negative(model.conditions, steering.negative) and scale == 1:
+        raise InputError(
+            "a negative is led away from by a guidance scale above 1, and at scale 1 nothing is: give a scale, or no "
+            "negative ({} for none)"
+        )
     for guidance in steering.guidance:
         guidance.check(model)
     if clip_x0 not in (None, False) and model.space.data_range is None:
@@ -97,7 +102,9 @@ def guided(
     return Guided(model.denoiser, cond, null, [scale[name] for name in names], [keeping(name) for name in names])
 
 
-def prepare_negative(conditions: Conditions, negative: Mapping[str, Any] | None, count: int) -> dict[str, Tensor]:
+def prepare_negative(
+    conditions: Conditions, negative: Mapping[str, Any] | None, count: int | None = None
+) -> dict[str, Tensor]:
     """The negatives as `Conditions.prepare` makes them, one for all repeated; raises InputError for what cannot be."""
     prepared = {}
     for name, value in (negative or {}).items():
@@ -106,6 +113,9 @@ def prepare_negative(conditions: Conditions, negative: Mapping[str, Any] | None,
             made = conditions.prepare_one(name, value if several else [value])
         except InputError as error:
             raise InputError(f"negative {name}: {error}") from error
+        if count is None:
+            prepared[name] = made
+            continue
         if len(made) not in (1, count):
             raise InputError(f"there are {len(made)} negative {name} for {count} images: give 1 or {count}")
         prepared[name] = made.expand(count, *made.shape[1:]) if len(made) == 1 else made

@@ -113,11 +113,13 @@ class SpyNetwork(Configurable, nn.Module):
         self.weight = nn.Parameter(torch.tensor(0.5))
         self.batches: list[int] = []
         self.conds: list[Cond] = []
+        self.times: list[float] = []
 
     def forward(self, x_t: Tensor, network_time: Tensor, cond: Cond) -> Tensor:
         self.batches.append(len(x_t))
         self.conds.append(cond)
-        channel = torch.arange(1, x_t.shape[1] + 1, dtype=x_t.dtype)[:, None, None]
+        self.times.append(float(network_time[0]))
+        channel = torch.arange(1, x_t.shape[1] + 1, dtype=x_t.dtype, device=x_t.device)[:, None, None]
         shift = 0 if cond.embed is None else cond.embed.sum(1)[:, None, None, None]
         return self.weight * x_t * channel + shift * channel + network_time[:, None, None, None] / 1000
 
@@ -130,16 +132,25 @@ def spy_parts(channels: int = 4, prediction: str = "V") -> tuple[Denoiser, Condi
     return Denoiser(SpyNetwork(), TableSchedule("linear"), prediction), conditions
 
 
+def stir(network: nn.Module) -> None:
+    """Fill the layers that start at zero, through which neither time nor condition would be seen."""
+    for weight in network.parameters():
+        if weight.ndim > 1 and not bool(weight.any()):
+            nn.init.normal_(weight, std=0.1)
+
+
 def tiny_module(**options: object) -> DiffusionModule:
-    """A class-conditional model of digits that trains in milliseconds a step, its output layer no longer zero."""
+    """A class-conditional model of digits that trains in milliseconds a step, none of its layers zero any longer."""
     torch.manual_seed(0)
     network = UNet(1, width=8, multipliers=(1, 2), blocks=1, channels_per_head=8, embed_dim=16)
-    nn.init.normal_(network.leave[2].weight, std=0.1)  # type: ignore[arg-type]
+    stir(network)
+    labels = ClassLabel(10, 16)
+    nn.init.normal_(labels.rows.weight)
     arguments = {
         "network": network,
         "schedule": TableSchedule(),
         "space": PixelSpace([1, 8, 8]),
-        "conditions": {"labels": ClassLabel(10, 16)},
+        "conditions": {"labels": labels},
         **options,
     }
     return DiffusionModule(**arguments)  # type: ignore[arg-type]

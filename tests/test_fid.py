@@ -15,13 +15,16 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torchvision.transforms.functional import to_pil_image
 
 from diffusion_lab import (
+    Autoguidance,
     ClassConditional,
     DiffusionModule,
     DigitClassifier,
     Digits,
     FIDCallback,
     InputError,
+    Pipeline,
     SampleGrid,
+    save,
 )
 
 
@@ -187,7 +190,39 @@ def test_what_cannot_work_fails_before_training(tmp_path: Path) -> None:
     for callback in (small(guidance_scale=-1.0), SampleGrid(guidance_scale=-1.0)):
         with pytest.raises(InputError, match="guidance scale must be a number from 0"):
             run(tmp_path, module, callback)
+    for callback, message in (
+        (
+            small(negative={"labels": [1, 2]}, guidance_scale=2),
+            "FIDCallback takes one negative labels for all images: got 2",
+        ),
+        (small(negative={"labels": 10}, guidance_scale=2), "negative labels: label 10 is out of range"),
+        (small(negative={"labels": 1}), "at scale 1 nothing is: give a scale"),
+        (
+            small(guidance=Autoguidance(Pipeline(module))),
+            "what was made in Python keeps no record: give the guide's path",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, module, callback)
     assert module.ema.updates == 0
+
+
+def test_the_protocol_knows_the_guide_by_its_weights(tmp_path: Path) -> None:
+    digests = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        guide = tiny_module()
+        with torch.no_grad():
+            guide.parts().denoiser.network.enter.weight.add_(seed)  # type: ignore[union-attr, operator]
+        path = save(guide, tmp_path / "guide", overwrite=True)
+        module = tiny_module()
+        run(tmp_path, module, small(samples=4, guidance=Autoguidance(str(path))), max_steps=1, val_check_interval=1)
+        assert module.measured is not None
+        sampling = module.measured["protocol"]["sampling"]
+        assert sampling["guidance"][0]["init_args"]["guide"] == str(path)
+        digests.append(sampling["guides_sha256"])
+    assert digests[0] == digests[1] != digests[2]
+    assert len(digests[0][0]) == 64
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import PAIRS, SpyNetwork, spy_parts, tiny_clip, tiny_module
+from oracles import PAIRS, SCHEDULES, SpyNetwork, spy_parts, stir, tiny_clip, tiny_module
 from scipy.integrate import quad
 from torch import Tensor, nn
 
@@ -185,6 +185,7 @@ def test_a_negative_stands_in_place_of_null_for_the_conditions_it_names() -> Non
         (False, {"guidance_scale": {"labels": 2, "style": 3}}, "scales apart needs a model that has seen each condition without the others, but this one was trained with one drop mask for labels, style"),
         (False, {"negative": {"style": 3}}, "a negative of style alone needs a model that has seen each"),
         (True, {"negative": {"text": 3}}, "a negative is given for 'text', which is no condition"),
+        (True, {"guidance_scale": 1, "negative": {"style": 2}}, "at scale 1 nothing is: give a scale, or no negative"),
         (True, {"negative": {"style": 9}}, "negative style: label 9 is out of range"),
         (True, {"negative": {"style": [1, 2, 3]}}, "there are 3 negative style for 2 images: give 1 or 2"),
     ],
@@ -194,7 +195,7 @@ def test_what_the_model_was_not_trained_for_is_refused(
 ) -> None:
     denoiser, conditions = two_conditions(independent)
     with pytest.raises(InputError, match=message):
-        asked(options, conditions, denoiser, {"labels": [0, 1], "style": [2, 3]})
+        asked({"guidance_scale": 2, **options}, conditions, denoiser, {"labels": [0, 1], "style": [2, 3]})
 
 
 def test_a_model_without_a_trained_null_is_guided_by_negatives_alone() -> None:
@@ -297,6 +298,43 @@ def test_every_walk_begins_without_momentum() -> None:
     assert same(guidance.wrap(guided, model(), {})(x_t, T), first)
 
 
+class Silent(nn.Module):
+    """An untrained network, whose last layer is zero."""
+
+    def forward(self, x_t: Tensor, network_time: Tensor, cond: Cond) -> Tensor:
+        return torch.zeros_like(x_t)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [Rescale(1.0), AdaptiveProjected(norm_threshold=1.0)])
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_untrained_network_is_guided_to_finite_numbers(name: str, guidance: Guidance) -> None:
+    prediction, schedule = PAIRS[name]
+    guided = Guided(Denoiser(Silent(), schedule, prediction), Cond(), Cond(), 3.0)
+    for t in schedule.times(3)[:-1]:
+        for shape in ((2, 3, 4, 4), (2, 1, 1, 1)):
+            estimate = guidance.wrap(guided, model(), {})(torch.randn(shape), t)
+            assert bool(estimate.x0.isfinite().all() & estimate.eps.isfinite().all())
+
+
+@torch.no_grad()
+def test_the_norm_is_bounded_in_units_of_all_scales_and_of_none() -> None:
+    """(0.5 + 2.5) - 1 times d, and no bound for what a loss adds where no scale guides."""
+    denoiser, conditions = two_conditions()
+    values = {"labels": torch.tensor([0, 1, 2]), "style": torch.tensor([4, 3, 0])}
+    joint = conditions(values, KEEP)
+    masks = (torch.tensor([[False, True]] * 3), torch.tensor([[True, False]] * 3))
+    apart = [conditions(values, mask) for mask in masks]
+    guided = Guided(denoiser, joint, conditions(values, DROP), [0.5, 2.5], apart)
+    x_t = torch.randn(3, 4, 5, 5)
+    estimate = AdaptiveProjected(1.0, 0.7, 0.0).wrap(guided, model(), {})(x_t, T)
+    added = (estimate.x0 - estimate.unguided.x0).flatten(1).norm(dim=1)
+    torch.testing.assert_close(added, torch.full((3,), 1.4), rtol=1e-4, atol=1e-4)
+    coloured = ColourGuidance([9.0] * 4).wrap(Conditioned(denoiser, joint), model(), {})
+    estimate = AdaptiveProjected(1.0, 0.7, 0.0).wrap(coloured, model(), {})(x_t, T)
+    torch.testing.assert_close(estimate.x0, coloured(x_t, T).x0, rtol=1e-5, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------- autoguidance
 
 
@@ -306,11 +344,13 @@ def test_autoguidance_by_the_model_itself_changes_nothing(scale: float, tmp_path
     module = tiny_module()
     save(module, tmp_path / "model")
     pipe = Pipeline(module)
-    alone = pipe(labels=[1, 2], guidance_scale=2, steps=4)
-    assert torch.equal(pipe(labels=[1, 2], guidance_scale=2, steps=4, guidance=Autoguidance(pipe, scale)), alone)
+    alone = pipe(labels=[1, 2], steps=4)
+    assert not torch.equal(alone, pipe(labels=[3, 4], steps=4))  # type: ignore[arg-type]
+    assert torch.equal(pipe(labels=[1, 2], steps=4, guidance=Autoguidance(pipe, scale)), alone)  # type: ignore[arg-type]
+    assert pipe.evaluations == (4 if scale == 1 else 8)
     text = f"autoguidance(guide={str(tmp_path / 'model')!r}, scale={scale})"
-    assert torch.equal(pipe(labels=[1, 2], guidance_scale=2, steps=4, guidance=text), alone)
-    assert pipe.evaluations == (8 if scale == 1 else 12)
+    assert torch.equal(pipe(labels=[1, 2], steps=4, guidance=text), alone)  # type: ignore[arg-type]
+    assert pipe.evaluations == (4 if scale == 1 else 8)
 
 
 @torch.no_grad()
@@ -323,6 +363,22 @@ def test_a_guide_of_another_schedule_is_asked_at_the_same_signal_to_noise(schedu
     moved = autoguided(main, Conditioned(theirs, embed((0.4, 0.6), 5)), 3.0)(x_t, T)
     torch.testing.assert_close(moved.x0, main(x_t, T).x0, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(moved.eps, main(x_t, T).eps, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["zero_snr", "flow", "linear"])
+def test_a_guide_is_not_asked_beyond_the_noise_that_it_knows(name: str) -> None:
+    """A guide of epsilon on Karras noise has a greatest level; the model here begins at pure noise."""
+    ours, theirs = SCHEDULES[name], KarrasSchedule(sigma_max=20.0)
+    guide = Denoiser(SpyNetwork(), theirs, "EPSILON")
+    cond = Cond(embed=torch.ones(2, 4))
+    start = ours.times(3)[0]
+    asked_ = autoguided(Conditioned(Denoiser(SpyNetwork(), ours, "V"), cond), Conditioned(guide, cond), 2.0)
+    estimate = asked_(torch.randn(2, 4, 5, 5), start)
+    assert bool(estimate.x0.isfinite().all())
+    assert isinstance(guide.network, SpyNetwork)
+    greatest = theirs.at(torch.tensor(theirs.start, dtype=torch.float64)).network_time
+    assert guide.network.times[0] == pytest.approx(greatest, rel=1e-5)
 
 
 def test_a_guide_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -379,6 +435,29 @@ def test_a_weight_of_zero_is_no_loss_guidance() -> None:
     assert Reported(0.0).wrap(guided, model(), {}) is guided
 
 
+class Mean(LossGuidance):
+    def loss(self, images: Tensor) -> Tensor:
+        return images.mean()
+
+
+class Constant(LossGuidance):
+    def loss(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "message"),
+    [
+        (Mean(), r"Mean.loss must give a differentiable number for each of 3 images: got \[\]"),
+        (Constant(), r"Constant.loss must .* got \[3\], which depends on no image"),
+    ],
+)
+def test_a_loss_that_is_not_one_number_an_image_is_refused(guidance: LossGuidance, message: str) -> None:
+    guided, _, _, _, x_t = parts(1.0)
+    with torch.no_grad(), pytest.raises(InputError, match=message):
+        guidance.wrap(guided, model(), {})(x_t, T)
+
+
 def test_colour_guidance_moves_the_mean_colour_wholly_at_pure_noise() -> None:
     target = (255.0, 0.0, 51.0)
     guidance = ColourGuidance(target, 1.0)
@@ -411,7 +490,7 @@ def rgb_module() -> Any:
 
     torch.manual_seed(0)
     network = UNet(3, width=8, multipliers=(1, 2), blocks=1, channels_per_head=8, embed_dim=16)
-    nn.init.normal_(network.leave[2].weight, std=0.1)  # type: ignore[arg-type]
+    stir(network)
     return tiny_module(network=network, conditions={}, space=PixelSpace([3, 8, 8]))
 
 
@@ -444,7 +523,7 @@ def test_an_image_text_model_that_is_none_is_refused_in_one_line(
     BertModel(
         BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path / "bert")
-    with pytest.raises(InputError, match="is a BertModel, which sees no images: give a CLIP"):
+    with pytest.raises(InputError, match="is a BertModel, which is no CLIP .*: give one"):
         pipe(1, guidance=ImageTextGuidance("a cat", str(tmp_path / "bert")))
 
 
@@ -639,11 +718,15 @@ def test_guidance_is_found_by_name_with_arguments_and_composes_in_order() -> Non
         ("adaptive_projected(momentum=1)", "a momentum between -1 and 1"),
         ("autoguidance(guide='x', scale=-1)", "guidance scale must be a number from 0"),
         ("colour(colour=(300, 0, 0))", "a colour has a number from 0 to 255 for each channel"),
+        ("colour(colour='red')", "a colour has a number from 0 to 255 for each channel: got red"),
+        ("colour(colour=(None,))", "a colour has a number from 0 to 255 for each channel"),
+        (5, "guidance is a name, an object or a list of them, such as 'rescale': got 5"),
+        ([Rescale], "guidance is a name, an object or a list of them"),
         ("colour(colour=(0, 0, 0), weight=-1)", "ColourGuidance's weight must be a number from 0"),
         ("autoguidance", "Autoguidance needs its argument guide"),
     ],
 )  # fmt: skip
-def test_bad_guidance_is_refused_in_one_line(name: str, message: str) -> None:
+def test_bad_guidance_is_refused_in_one_line(name: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         find_guidance(name)
     assert "\n" not in str(caught.value)

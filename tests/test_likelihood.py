@@ -17,6 +17,7 @@ from diffusion_lab import (
     CosineSchedule,
     Denoiser,
     InputError,
+    KarrasSchedule,
     LearnedVariance,
     PixelSpace,
     TableSchedule,
@@ -253,8 +254,27 @@ def test_bad_input_is_refused_in_one_line() -> None:
         bits_per_dim(table, VariationalBound("learned"), {"labels": [0, 1]}, images)
     with pytest.raises(InputError, match="images must be uint8"):
         bits_per_dim(table, VariationalBound(), {"labels": [0, 1]}, images.float())
-    with pytest.raises(InputError, match="say how many images"):
+    with pytest.raises(InputError, match="there are 2 images and 1 labels: give at least one image, and as many"):
         bits_per_dim(table, VariationalBound(), {"labels": [0]}, images)
+    with pytest.raises(InputError, match="there are 2 images and 1 indices"):
+        bits_per_dim(table, VariationalBound(), {"labels": [0, 1]}, images, indices=[0])
+    with pytest.raises(InputError, match="there are 0 images"):
+        bits_per_dim(table, VariationalBound(), {"labels": torch.zeros(0).long()}, images[:0])
+    karras = Model(Denoiser(SpyNetwork(), KarrasSchedule(), "V"), conditions, PixelSpace([1, 3, 3]))
+    with pytest.raises(InputError, match="earliest time must be below 0.99.*, where noise is: got 0.9999"):
+        bits_per_dim(karras, ProbabilityFlow(earliest=0.9999), {"labels": [0, 1]}, images)
+    half = Model(Denoiser(SpyNetwork().bfloat16(), CosineSchedule(), "V"), conditions, PixelSpace([1, 3, 3]))
+    with pytest.raises(InputError, match="the flow needs float32 weights.* torch.bfloat16"):
+        bits_per_dim(half, ProbabilityFlow(), {"labels": [0, 1]}, images)
+    broken = Denoiser(SpyNetwork(), CosineSchedule(), "V")
+    broken.network.weight.data.fill_(math.nan)  # type: ignore[union-attr, operator]
+    for likelihood in (ProbabilityFlow(), VariationalBound(clip_x0=False)):
+        model = Model(broken, conditions, PixelSpace([1, 3, 3]))
+        if isinstance(likelihood, VariationalBound):
+            denoiser.network.weight.data.fill_(math.nan)  # type: ignore[union-attr, operator]
+            model = table
+        with pytest.raises(FloatingPointError, match="not finite"):
+            bits_per_dim(model, likelihood, {"labels": [0, 1]}, images)
     with pytest.raises(InputError, match="unknown variance 'medium'"):
         VariationalBound("medium")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="tolerances between 0 and 1 and at least 1 probe: got rtol 0.0"):

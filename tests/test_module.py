@@ -357,3 +357,20 @@ def test_nothing_but_the_model_is_in_a_checkpoint(tmp_path: Path) -> None:
     keys = list(module.state_dict())
     assert {key.split(".")[0] for key in keys} == {"denoiser", "conditions", "ema"}
     assert not any("_orig_mod" in key for key in keys)
+
+
+def test_predicting_runs_no_class_that_a_checkpoint_names(tmp_path: Path) -> None:
+    module = tiny_module()
+    sampling = {
+        "sampler": {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(tmp_path / "ran")]}},
+        "steps": 2,
+        "spacing": "trailing",
+        "guidance_scale": 1.0,
+    }
+    module.measured = {"key": "a", "value": 1.0, "protocol": {"sampling": sampling, "weights": "ema"}}
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    with pytest.raises(
+        InputError, match="predict samples as the checkpoint was measured, which cannot be done .*Popen"
+    ):
+        trainer.predict(module, ClassConditional(Digits(), batch_size=64))
+    assert not (tmp_path / "ran").exists()

@@ -90,7 +90,7 @@ class BitsPerDim(WritesFiles):
             ).to(module.device, torch.float32)
             mean.update(bits)
             square.update(bits.square())
-        value = float(mean.compute())
+        value, second = float(mean.compute()), float(square.compute())  # every rank takes part in both
         key = f"bits_per_dim_{self.name}_{count}"
         module.log(f"{stage}/{key}", value, rank_zero_only=True)
         if self.writes:
@@ -99,7 +99,7 @@ class BitsPerDim(WritesFiles):
                 {
                     "key": key,
                     "value": value,
-                    "standard_error": (max(float(square.compute()) - value**2, 0) / count) ** 0.5,
+                    "standard_error": (max(second - value**2, 0) / count) ** 0.5,
                     "step": trainer.global_step or module.trained_steps,
                     "protocol": {
                         "likelihood": self.likelihood.config,
@@ -108,6 +108,8 @@ class BitsPerDim(WritesFiles):
                         "images": count,
                         "sha256": hashlib.sha256(part.images[:count].contiguous().numpy().tobytes()).hexdigest(),
                         "weights": self.weights,
+                        "batch_size": self.batch_size,
+                        "ranks": trainer.world_size,
                         "seed": self.seed,
                     },
                 },

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from diffusion_lab.callbacks.writes_files import WritesFiles
+from diffusion_lab.configurable import describe, unrecorded
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.guidance import Guidance, find_guidance
@@ -63,12 +64,22 @@ class Samples(WritesFiles):
         sampling = dict(self.sampling)
         sampler, steps, spacing = (sampling.pop(name) for name in ("sampler", "steps", "spacing"))
         check_sampling(module.parts(), sampler, steps, spacing, Steering(**sampling))
-        prepare_negative(module.conditions, self.sampling["negative"], 1)
+        for name, value in prepare_negative(module.conditions, self.sampling["negative"]).items():
+            if len(value) != 1:
+                raise InputError(f"{type(self).__name__} takes one negative {name} for all images: got {len(value)}")
+        if unrecorded([guidance.config for guidance in self.sampling["guidance"]]):
+            raise InputError(
+                f"{type(self).__name__} records how it samples, and what was made in Python keeps no record: give the "
+                "guide's path, or derive the guidance from diffusion_lab.Guidance"
+            )
 
     def protocol(self, module: DiffusionModule) -> dict[str, Any]:
         """The options as plain data, with what was left to the model as what it chose."""
         resolved = {**self.sampling, "sampler": self.sampling["sampler"].config}
         resolved["guidance"] = [guidance.config for guidance in self.sampling["guidance"]]
+        resolved["negative"] = describe(self.sampling["negative"])
+        if digests := [digest for guidance in self.sampling["guidance"] if (digest := guidance.digest())]:
+            resolved["guides_sha256"] = digests
         resolved["spacing"] = resolved["spacing"] or module.denoiser.schedule.default_spacing
         if resolved["clip_x0"] is None:
             resolved["clip_x0"] = module.space.data_range is not None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.continuous_schedules import CosineSchedule
 from diffusion_lab.figures.panels import panels
+from diffusion_lab.guidance.autoguidance import extrapolate
 from diffusion_lab.guidance.classifier_free import check_scale
 from diffusion_lab.likelihood import ProbabilityFlow
 from diffusion_lab.mixture import GaussianMixture
@@ -96,10 +97,7 @@ class Extrapolated:
         self.cond, self.null, self.scale, self.schedule = cond, null, scale, cond.schedule
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
-        cond, null = self.cond(x_t, t), self.null(x_t, t)
-        return Estimate(
-            lambda: torch.lerp(null.x0, cond.x0, self.scale), lambda: torch.lerp(null.eps, cond.eps, self.scale)
-        )
+        return extrapolate(self.null(x_t, t), self.cond(x_t, t), self.scale)
 
 
 def guided_density(

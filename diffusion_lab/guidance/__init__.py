@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from diffusion_lab.errors import InputError
 from diffusion_lab.guidance.autoguidance import Autoguidance, autoguided
 from diffusion_lab.guidance.base import Denoise, Guidable, Guidance, Model, Wrapped
 from diffusion_lab.guidance.classifier_free import Conditioned, Guided, check_scale
@@ -33,7 +34,9 @@ def find_guidance(guidance: Guidance | str | Sequence[Guidance | str] | None) ->
     Raises:
         InputError: A name or an argument is unknown, or an argument's value is not allowed.
     """
-    given = [guidance] if isinstance(guidance, (Guidance, str)) else guidance or []
+    given = [guidance] if isinstance(guidance, (Guidance, str)) else [] if guidance is None else guidance
+    if not isinstance(given, Sequence) or not all(isinstance(item, (Guidance, str)) for item in given):
+        raise InputError(f"guidance is a name, an object or a list of them, such as 'rescale': got {guidance!r}")
     return [item if isinstance(item, Guidance) else named("guidance", str(item), GUIDANCE) for item in given]
 
 

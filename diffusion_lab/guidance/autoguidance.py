@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError
-from diffusion_lab.guidance.base import Denoise, Guidable, Guidance, Model, Wrapped
+from diffusion_lab.guidance.base import Denoise, Guidable, Guidance, Model, Wrapped, hash_weights
 from diffusion_lab.guidance.classifier_free import Conditioned, check_scale
 from diffusion_lab.predictions import Estimate
 from diffusion_lab.schedules import NoiseSchedule
@@ -48,7 +48,7 @@ class Autoguidance(Guidance):
         check_scale(scale)
         if not isinstance(guide, (str, Path)) and not hasattr(guide, "model"):
             raise InputError(f"the guide of autoguidance is a checkpoint's path or a Pipeline: got {guide!r}")
-        self.guide, self.scale, self.weights, self.trusts = guide, scale, weights, trust
+        self.guide, self.scale, self.weights, self.trust = guide, scale, weights, trust
         self._loaded: Pipeline | None = None
 
     def pipeline(self) -> Pipeline:
@@ -58,11 +58,15 @@ class Autoguidance(Guidance):
         if self._loaded is None:
             from diffusion_lab.checkpoint import load
 
-            self._loaded = load(self.guide, self.weights, self.trusts)
+            self._loaded = load(self.guide, self.weights, self.trust)
         return self._loaded
 
     def denoisers(self) -> Sequence[Denoiser]:
         return [self.pipeline().model.denoiser]
+
+    def digest(self) -> str:
+        guide = self.pipeline().model
+        return hash_weights(guide.denoiser.network, guide.conditions)
 
     def check(self, model: Model) -> None:
         guide = self.pipeline().model
@@ -84,7 +88,7 @@ class Autoguidance(Guidance):
         if self.scale == 1:
             return denoise
         guide = self.pipeline().model
-        device = next(iter(model.denoiser.parameters())).device
+        device = next((p.device for p in model.denoiser.parameters()), torch.device("cpu"))
         denoiser, conditions = guide.denoiser.to(device), guide.conditions.to(device)
         try:
             values = conditions.prepare(values)
@@ -100,15 +104,19 @@ def autoguided(denoise: Guidable, guide: Denoise, scale: float) -> Guidable:
     asked = Translated(guide, denoise.schedule)
 
     def moved(x_t: Tensor, t: Tensor) -> Estimate:
-        good, bad = denoise(x_t, t), asked(x_t, t)
-        return Estimate(
-            lambda: torch.lerp(bad.x0, good.x0, scale),
-            lambda: torch.lerp(bad.eps, good.eps, scale),
-            good.log_variance,
-            lambda: good.unguided,
-        )
+        return extrapolate(asked(x_t, t), denoise(x_t, t), scale)
 
     return Wrapped(denoise, moved, abs(scale - 1))
+
+
+def extrapolate(bad: Estimate, good: Estimate, scale: float) -> Estimate:
+    """bad + scale (good - bad)."""
+    return Estimate(
+        lambda: torch.lerp(bad.x0, good.x0, scale),
+        lambda: torch.lerp(bad.eps, good.eps, scale),
+        good.log_variance,
+        lambda: good.unguided,
+    )
 
 
 class Translated:
@@ -127,7 +135,9 @@ class Translated:
         if self.same:
             return self.denoise(x_t, t)
         theirs = self.denoise.schedule
-        s = theirs.time_at(torch.tensor(2 * self.schedule.at(t).half_log_snr, dtype=torch.float64))
-        ours, level = self.schedule.at(t), theirs.at(s)
+        ours = self.schedule.at(t)
+        # Noise beyond its own beginning it has never seen.
+        s = theirs.time_at(torch.tensor(2 * ours.half_log_snr, dtype=torch.float64)).clamp(max=theirs.start)
+        level = theirs.at(s)
         size = (level.alpha**2 + level.sigma**2) ** 0.5 / (ours.alpha**2 + ours.sigma**2) ** 0.5
         return self.denoise(size * x_t, s)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from diffusion_lab.conditions import Conditions
 from diffusion_lab.configurable import Configurable
@@ -40,7 +42,7 @@ class Guidable(Denoise, Protocol):
 
     @property
     def strength(self) -> float:
-        """How many times cond - null the estimate lies beyond the unguided one: scale - 1."""
+        """How many times cond - null the estimate lies beyond the unguided one: |scale - 1|."""
 
 
 class Wrapped:
@@ -72,14 +74,17 @@ class Guidance(Configurable, ABC):
     """One way to move estimates; several are wrapped around each other in the order they are given.
 
     Attributes:
-        trusts: Whether it runs classes from outside diffusion_lab that a file names.
+        trust: Whether it runs classes from outside diffusion_lab that a file names.
     """
 
-    trusts: bool = False
+    trust: bool = False
 
     def denoisers(self) -> Sequence[Denoiser]:
         """The denoisers that it asks beside the model."""
         return ()
+
+    def digest(self) -> str | None:
+        """A hash of the weights that it asks beside the model's, for the protocol; none where there are none."""
 
     def check(self, model: Model) -> None:
         """Refuse a model that it does not fit, before anything is sampled; raises InputError."""
@@ -93,3 +98,12 @@ class Guidance(Configurable, ABC):
             model: The model behind it.
             values: The batch's value of each condition, on the model's device.
         """
+
+
+def hash_weights(*modules: nn.Module) -> str:
+    """The SHA-256 of weights, in their order."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for weight in module.state_dict().values():
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

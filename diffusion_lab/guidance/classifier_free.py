@@ -70,15 +70,15 @@ class Guided:
         asked = [terms.pop()[0]] if len(terms) == 1 and terms[0][1] == 1 else [null, *(part for part, _ in terms)]
         self.denoiser, self.schedule, self.prediction = denoiser, denoiser.schedule, denoiser.prediction
         self.unguided = Conditioned(denoiser, cond)
-        self.strength = max(abs(each - 1) for each in scales)
+        self.strength = abs(sum(scales) - 1)
         self.scales = [each for _, each in terms]
-        self.place = next((i for i, part in enumerate(asked) if part is cond), None)
+        self.unguided_index = next((i for i, part in enumerate(asked) if part is cond), None)
         self.cond = functools.reduce(Cond.cat, asked)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
         count = 1 + len(self.scales)
         every = self.denoiser(x_t if count == 1 else torch.cat([x_t] * count), t, self.cond)
-        if self.place == 0:
+        if self.unguided_index == 0:
             return every
 
         def guided(estimates: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Guided:
             lambda: guided(every.x0),
             lambda: guided(every.eps),
             part(min(1, count - 1)).log_variance,  # not extrapolated, but the (first) condition's own
-            lambda: self.unguided(x_t, t) if self.place is None else part(self.place),
+            lambda: self.unguided(x_t, t) if self.unguided_index is None else part(self.unguided_index),
         )
 
 

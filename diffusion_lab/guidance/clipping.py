@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffusion_lab.errors import InputError
 from diffusion_lab.guidance.base import Denoise
-from diffusion_lab.predictions import Estimate
+from diffusion_lab.predictions import Estimate, beside
 
 
 class Clipped:
@@ -45,7 +45,7 @@ class Clipped:
         greatest = self.data_range[1]
         size = x0.flatten(1).abs().to(torch.promote_types(x0.dtype, torch.float32)) / greatest
         s = size.quantile(self.quantile, dim=1).clamp(min=1)
-        s = s.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+        s = beside(s.to(x0.dtype), x0)
         return x0.clamp(-s * greatest, s * greatest) / s
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.errors import InputError
-from diffusion_lab.guidance.base import Model
+from diffusion_lab.guidance.base import Model, hash_weights
 from diffusion_lab.guidance.loss import LossGuidance
 
 
@@ -24,8 +24,7 @@ class ImageTextGuidance(LossGuidance):
         """
         Args:
             text: What the image should show.
-            clip: A folder, or a model id of the Hugging Face hub, that transformers' AutoModel loads: one with
-                `get_image_features` and `get_text_features`, as CLIP and SigLIP have.
+            clip: A folder with a CLIP of transformers, or its model id on the Hugging Face hub.
             weight: The factor of the gradient. The loss is one number for the whole image, so that a pixel's share of
                 the gradient is small and the weight great.
 
@@ -40,6 +39,9 @@ class ImageTextGuidance(LossGuidance):
         if model.space.image_shape[0] not in (1, 3):
             raise InputError(f"an image-text model sees 1 or 3 channels: this model makes {model.space.image_shape[0]}")
         self._load()
+
+    def digest(self) -> str:
+        return hash_weights(self._load())
 
     def loss(self, images: Tensor) -> Tensor:
         return 1 - self._load().to(images.device)(images)
@@ -70,19 +72,23 @@ class Similarity(nn.Module):
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         super().__init__()
+        safely = {"trust_remote_code": False}  # whoever names a model does not thereby run its code
         try:
-            self.model = AutoModel.from_pretrained(clip).eval().requires_grad_(False)
-            tokens = AutoTokenizer.from_pretrained(clip)(text, return_tensors="pt", truncation=True)
-            processor = AutoImageProcessor.from_pretrained(clip)
-        except (OSError, ValueError, KeyError) as error:
+            self.model = AutoModel.from_pretrained(clip, **safely).float().eval().requires_grad_(False)
+            tokens = AutoTokenizer.from_pretrained(clip, **safely)(text, return_tensors="pt", truncation=True)
+            processor = AutoImageProcessor.from_pretrained(clip, **safely)
+        except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"no image-text model at {clip} ({reason}): give a folder or a model id") from error
-        if not hasattr(self.model, "get_image_features"):
-            raise InputError(f"{clip} is a {type(self.model).__name__}, which sees no images: give a CLIP")
-        self.side = self.model.config.vision_config.image_size
-        self.register_buffer("text", features(self.model.get_text_features(**tokens)))
-        self.register_buffer("mean", torch.tensor(processor.image_mean).view(-1, 1, 1))
-        self.register_buffer("deviation", torch.tensor(processor.image_std).view(-1, 1, 1))
+        try:
+            self.side = self.model.config.vision_config.image_size
+            self.register_buffer("text", features(self.model.get_text_features(**tokens)))
+            self.register_buffer("mean", torch.tensor(processor.image_mean).view(-1, 1, 1))
+            self.register_buffer("deviation", torch.tensor(processor.image_std).view(-1, 1, 1))
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                f"{clip} is a {type(self.model).__name__}, which is no CLIP ({error}): give one"
+            ) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """The similarity of each image, [B]."""

@@ -51,7 +51,13 @@ class LossGuidance(Guidance):
             # Lightning validates in inference mode, of whose tensors no gradient can be taken; of a clone it can.
             with torch.inference_mode(False), torch.enable_grad():
                 x0 = estimate.x0.clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(self.loss(model.space.decode(x0)).sum(), x0)
+                loss = self.loss(model.space.decode(x0))
+                if loss.shape != x_t.shape[:1] or not loss.requires_grad:
+                    raise InputError(
+                        f"{type(self).__name__}.loss must give a differentiable number for each of {len(x_t)} images: "
+                        f"got {list(loss.shape)}{'' if loss.requires_grad else ', which depends on no image'}"
+                    )
+                (gradient,) = torch.autograd.grad(loss.sum(), x0)
             return estimate.with_x0(estimate.x0.add(gradient, alpha=-self.weight * variance), x_t, level)
 
         return Wrapped(denoise, moved)
@@ -61,7 +67,8 @@ class ColourGuidance(LossGuidance):
     """Draws the mean colour of an image to a target: L = H W / 2 |mean colour - target|^2.
 
     Its gradient is the colours' difference at every pixel, so that a weight of 1 moves the estimate's mean colour all
-    the way where x_t is pure noise, and less and less as the image clears.
+    the way where x_t is pure noise, and less and less as the image clears (in pixels divided by a deviation, its square
+    of the way).
     """
 
     def __init__(self, colour: Sequence[float], weight: float = 0.5) -> None:
@@ -74,7 +81,8 @@ class ColourGuidance(LossGuidance):
             InputError: A value is out of range.
         """
         super().__init__(weight)
-        if not isinstance(colour, Sequence) or not colour or not all(0 <= value <= 255 for value in colour):
+        numbers = isinstance(colour, Sequence) and all(isinstance(value, (int, float)) for value in colour)
+        if not numbers or not colour or not all(0 <= value <= 255 for value in colour):
             raise InputError(f"a colour has a number from 0 to 255 for each channel: got {colour}")
         self.colour = tuple(colour)
 

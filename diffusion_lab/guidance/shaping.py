@@ -10,13 +10,14 @@ from torch import Tensor
 
 from diffusion_lab.errors import InputError
 from diffusion_lab.guidance.base import Guidable, Guidance, Model, Wrapped
-from diffusion_lab.predictions import Estimate
+from diffusion_lab.predictions import Estimate, beside
 
 
 class Interval(Guidance):
-    """Guidance where low < sigma / alpha <= high alone; elsewhere one evaluation under the conditions.
+    """Guidance where low < sigma_data sigma / alpha <= high alone; elsewhere one evaluation under the conditions.
 
-    arXiv 2404.07724, eq. 5. Noise levels are in units of the schedule's sigma_data, as EDM's are.
+    arXiv 2404.07724, eq. 5. sigma_data is the schedule's, 1 unless it divides data by another, so that on a
+    `KarrasSchedule` levels are EDM's.
     """
 
     def __init__(self, low: float = 0.0, high: float | None = None) -> None:
@@ -31,7 +32,7 @@ class Interval(Guidance):
         top = math.inf if high is None else high
         if not 0 <= low < top:
             raise InputError(
-                f"a guidance interval goes from low, at least 0, up to a greater high, in units of sigma / alpha: got "
+                f"a guidance interval goes from low, at least 0, up to a greater high, as sigma / alpha: got "
                 f"low {low} and high {high}"
             )
         self.low, self.high = low, high
@@ -73,8 +74,10 @@ class Rescale(Guidance):
             system = denoise.prediction.system(denoise.schedule, t)
             output = system.target(guided.x0, guided.eps)
             unguided = system.target(guided.unguided.x0, guided.unguided.eps)
-            ratio = _per_image(unguided.flatten(1).std(1) / output.flatten(1).std(1), output)
-            solved = system.solve(output * (self.phi * ratio + (1 - self.phi)), x_t)
+            spread = output.flatten(1).std(1, correction=0)
+            # What does not vary, as the output of an untrained network, has nothing to be drawn back.
+            ratio = torch.where(spread > 0, unguided.flatten(1).std(1, correction=0) / spread, 1)
+            solved = system.solve(output * beside(self.phi * ratio + (1 - self.phi), output), x_t)
             return Estimate(lambda: solved.x0, lambda: solved.eps, guided.log_variance, guided.unguided)
 
         return Wrapped(denoise, rescaled)
@@ -93,7 +96,7 @@ class AdaptiveProjected(Guidance):
         Args:
             eta: The share that stays of the part parallel to x0, which saturates; 1 keeps all.
             norm_threshold: The greatest Euclidean norm of d, in the model's space, so that it grows with the image;
-                none unless given.
+                none unless given. With scales apart, scale - 1 is their sum less 1; without any scale it does nothing.
             momentum: The factor of the d before, negative to push away from it; 0 for none.
 
         Raises:
@@ -119,17 +122,12 @@ class AdaptiveProjected(Guidance):
             added = guided.x0 - x0
             if self.momentum:
                 added = before = added if before is None else added.add(before, alpha=self.momentum)
-            if self.norm_threshold is not None:
-                norm = torch.linalg.vector_norm(added.flatten(1), dim=1)
-                added = added * _per_image((self.norm_threshold * denoise.strength / norm).clamp(max=1), added)
+            if self.norm_threshold is not None and denoise.strength > 0:
+                norm, bound = torch.linalg.vector_norm(added.flatten(1), dim=1), self.norm_threshold * denoise.strength
+                added = added * beside(torch.where(norm > bound, bound / norm, 1), added)
             along, whole = (added * x0).flatten(1).sum(1), x0.square().flatten(1).sum(1)
             share = torch.where(whole > 0, along / whole, 0)
-            added = added - _per_image((1 - self.eta) * share, x0) * x0
+            added = added - beside((1 - self.eta) * share, x0) * x0
             return guided.with_x0(x0 + added, x_t, denoise.schedule.at(t))
 
         return Wrapped(denoise, projected)
-
-
-def _per_image(factor: Tensor, x: Tensor) -> Tensor:
-    """A factor [B], shaped to multiply x."""
-    return factor.view(-1, *[1] * (x.ndim - 1))

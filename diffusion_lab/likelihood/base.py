@@ -16,7 +16,7 @@ from diffusion_lab.fill import check_images
 from diffusion_lab.guidance import Denoise, Model
 from diffusion_lab.noise import SeededNoise
 from diffusion_lab.samplers import Noise
-from diffusion_lab.walks import Steering, count_images, device_of, split, walks
+from diffusion_lab.walks import Steering, device_of, split, walks
 from diffusion_lab.watch import progress_bar
 
 LEVELS = 256
@@ -81,9 +81,11 @@ def bits_per_dim(
         raise InputError("bits per dimension need data of 256 levels, such as pixels: this model's space has none")
     likelihood.check(model)
     check_images(images, model.space)
-    prepared = model.conditions.prepare(values)
-    count = count_images(prepared, len(images))
+    prepared, count = model.conditions.prepare(values), len(images)
     indices = range(count) if indices is None else indices
+    for what, given in {**prepared, "indices": indices}.items():
+        if len(given) != count or not count:
+            raise InputError(f"there are {count} images and {len(given)} {what}: give at least one image, and as many")
     batches, device = split(count, batch_size), device_of(model.denoiser)
     made = []
     # Lightning validates in inference mode, in which no derivative can be taken.
@@ -99,5 +101,5 @@ def bits_per_dim(
     bits = torch.cat(made) / (math.log(2) * images[0].numel())
     if not bool(bits.isfinite().all()):
         first = int((~bits.isfinite()).nonzero()[0])
-        raise FloatingPointError(f"the likelihood of image {first} is not finite: look at the training loss")
+        raise FloatingPointError(f"the likelihood of image {indices[first]} is not finite: look at the training loss")
     return bits

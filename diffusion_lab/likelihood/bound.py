@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -63,24 +64,26 @@ class VariationalBound(Likelihood):
         times = torch.arange(1, rows + 1, dtype=torch.float64) / rows
         levels = schedule.tabulate(times)
         alpha, sigma = levels[-1][:2]
-        exact = x0.double()
-        nats = 0.5 * (sigma**2 + alpha**2 * exact**2 - 1 - torch.tensor(sigma**2).double().log()).flatten(1).sum(1)
+        exact = x0 if x0.device.type == "mps" else x0.double()  # which has no float64
+        nats = 0.5 * (sigma**2 + alpha**2 * exact**2 - 1 - math.log(sigma**2)).flatten(1).sum(1)
         for i, (t, level) in enumerate(zip(times, levels, strict=True)):
             estimate = denoise(level.alpha * x0 + level.sigma * noise(i + 1), t)
             step = schedule.step_before(t)
-            fixed = (step.variance if self.variance == "small" else step.beta).log().to(x0.device)
-            learned = estimate.log_variance
-            log_variance = fixed if self.variance != "learned" or learned is None else learned.double()
+            fixed = (step.variance if self.variance == "small" else step.beta).log().to(exact)
+            log_variance = fixed
+            if self.variance == "learned":
+                assert estimate.log_variance is not None  # `check` has refused models without
+                log_variance = estimate.log_variance.to(exact.dtype)
             terms = bound_terms(
                 exact,
-                estimate.x0.double(),
+                estimate.x0.to(exact.dtype),
                 log_variance,
                 schedule,
-                t.to(x0.device),
+                t.to(exact),
                 None if data_range is None else LEVELS,
                 data_range or (-1.0, 1.0),
             )
             nats += terms.flatten(1).sum(1)
-            if i * self.ticks // rows != (i + 1) * self.ticks // rows:
+            for _ in range((i + 1) * self.ticks // rows - i * self.ticks // rows):
                 advance()
         return nats

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.errors import InputError
-from diffusion_lab.guidance import Denoise
+from diffusion_lab.guidance import Denoise, Model
 from diffusion_lab.likelihood.base import LEVELS, Likelihood
 from diffusion_lab.samplers import Noise
 
@@ -54,6 +54,17 @@ class ProbabilityFlow(Likelihood):
             raise InputError(f"the flow's earliest time is between 0 and 1: got {earliest}")
         self.rtol, self.atol, self.probes, self.earliest = rtol, atol, probes, earliest
 
+    def check(self, model: Model) -> None:
+        start = model.denoiser.schedule.start
+        if self.earliest is not None and self.earliest >= start:
+            raise InputError(f"the flow's earliest time must be below {start:g}, where noise is: got {self.earliest}")
+        kinds = {weight.dtype for weight in model.denoiser.parameters()} & {torch.float16, torch.bfloat16}
+        if kinds:
+            raise InputError(
+                f"the flow needs float32 weights, since a solver cannot follow the steps of {kinds.pop()}: convert the "
+                "model by .float(), or use the bound"
+            )
+
     def __call__(
         self,
         denoise: Denoise,
@@ -72,7 +83,7 @@ class ProbabilityFlow(Likelihood):
         begin, end = (math.atan2(level.sigma, level.alpha) for level in (first, last))
         width = 0.0 if data_range is None else (data_range[1] - data_range[0]) / (LEVELS - 1)
         # The normal distribution function makes uniform noise of normal noise.
-        dequantised = x0.double() + width * (torch.special.ndtr(noise(0).double()) - 0.5)
+        dequantised = x0.cpu().double() + width * (torch.special.ndtr(noise(0).cpu().double()) - 0.5)
         signs = [noise(1 + i).sign() for i in range(self.probes)]
         ticked = 0
 
@@ -80,26 +91,31 @@ class ProbabilityFlow(Likelihood):
             nonlocal ticked
             x = torch.from_numpy(state[: count * dimensions]).view(x0.shape).to(x0)
             cos, sin = math.cos(phi), math.sin(phi)
-            t = schedule.time_at(torch.tensor(2 * (math.log(cos) - math.log(sin)) if cos > 1e-15 else -math.inf))
+            log_snr = 2 * (math.log(cos) - math.log(sin)) if cos > 1e-15 else -math.inf
+            t = schedule.time_at(torch.tensor(log_snr, dtype=torch.float64))
             level = schedule.at(t)
             size = math.hypot(level.alpha, level.sigma)
             with torch.enable_grad():
                 x.requires_grad_()
                 estimate = denoise(size * x, t)
                 velocity = cos * estimate.eps - sin * estimate.x0
-                divergence = torch.zeros(count, dtype=torch.float64, device=x.device)
+                divergence = torch.zeros(count, device=x.device, dtype=x.dtype)
                 for i, sign in enumerate(signs):
                     (product,) = torch.autograd.grad(velocity, x, sign, retain_graph=i + 1 < len(signs))
-                    divergence += (product * sign).flatten(1).sum(1, dtype=torch.float64) / len(signs)
+                    divergence += (product * sign).flatten(1).sum(1) / len(signs)
             done = int(self.ticks * (phi - begin) / (end - begin))
             while ticked < done:
                 ticked += 1
                 advance()
-            return torch.cat([velocity.detach().flatten().double(), divergence]).cpu().numpy()
+            if not bool(velocity.isfinite().all() & divergence.isfinite().all()):
+                raise FloatingPointError(
+                    f"the probability flow is not finite at t = {float(t):.3g}: look at the training loss"
+                )
+            return torch.cat([velocity.detach().flatten(), divergence]).cpu().double().numpy()
 
-        state = torch.cat([dequantised.flatten(), torch.zeros(count, dtype=torch.float64, device=x0.device)])
+        state = torch.cat([dequantised.flatten(), torch.zeros(count, dtype=torch.float64)])
         solved = solve_ivp(
-            derivative, (begin, end), state.cpu().numpy(), method="RK45", rtol=self.rtol, atol=self.atol, t_eval=[end]
+            derivative, (begin, end), state.numpy(), method="RK45", rtol=self.rtol, atol=self.atol, t_eval=[end]
         )
         if not solved.success:
             raise FloatingPointError(f"the probability flow cannot be solved: {solved.message}")

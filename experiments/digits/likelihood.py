@@ -1,7 +1,7 @@
 """Measures the likelihood of held-out digits under a model of them.
 
 Command:   python experiments/digits/likelihood.py [checkpoints/digits] [--images 120]
-Hardware:  two CPU cores, about 14 minutes.
+Hardware:  two CPU cores, about 17 minutes.
 Prints:    a Markdown table of bits per dimension given the label, as 256 levels a pixel: the mean over the first
            held-out images, for each of five seeds of what is drawn (noise of the bound; dequantisation and probe of
            the flow).
