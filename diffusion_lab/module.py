@@ -23,8 +23,8 @@ from diffusion_lab.ema import EMA
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.generate import generate
 from diffusion_lab.guidance import Model
+from diffusion_lab.measured import sampling_options
 from diffusion_lab.noise import run_seed, training_generator
-from diffusion_lab.pipeline import sampling_options
 from diffusion_lab.predictions import Prediction
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import Space

@@ -18,6 +18,7 @@ from diffusion_lab import (
     Density,
     DiffusionModule,
     FlowSchedule,
+    Guided,
     InputError,
     KarrasSchedule,
     PixelSpace,
@@ -26,6 +27,7 @@ from diffusion_lab import (
     UNet,
 )
 from diffusion_lab.conditions import Cond
+from diffusion_lab.guidance import Model
 from diffusion_lab.predictions import Estimate
 from diffusion_lab.schedules import NoiseSchedule
 
@@ -154,6 +156,47 @@ def tiny_module(**options: object) -> DiffusionModule:
         **options,
     }
     return DiffusionModule(**arguments)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ for guidance
+
+LABELS = {"labels": torch.tensor([0, 1, 2])}
+KEEP, DROP = torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
+T = torch.tensor(0.4, dtype=torch.float64)
+
+
+def guided_parts(scale: float, prediction: str = "V") -> tuple[Guided, Estimate, Estimate, SpyNetwork, Tensor]:
+    """Guided, conditional and unconditional estimates at one x_t, the network that was asked, and x_t."""
+    denoiser, conditions = spy_parts(prediction=prediction)
+    x_t = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        cond, null = conditions(LABELS, KEEP), conditions(LABELS, DROP)
+        kept, dropped = denoiser(x_t, T, cond), denoiser(x_t, T, null)
+    spy = denoiser.network
+    assert isinstance(spy, SpyNetwork)
+    spy.batches.clear()
+    return Guided(denoiser, cond, null, scale), kept, dropped, spy, x_t
+
+
+def spy_model(space: PixelSpace | None = None) -> Model:
+    """A spy's model of four channels."""
+    denoiser, conditions = spy_parts()
+    return Model(denoiser, conditions, space or PixelSpace([4, 5, 5]))
+
+
+def two_conditions(independent: bool = True) -> tuple[Denoiser, Conditions]:
+    """A spy's denoiser and conditions, with a style beside the label."""
+    denoiser, one = spy_parts()
+    torch.manual_seed(1)
+    style = ClassLabel(5, SpyNetwork.embed_dim)
+    nn.init.normal_(style.rows.weight)
+    label = one.conditioners["labels"]
+    return denoiser, Conditions({"labels": label, "style": style}, independent_drop=independent)  # type: ignore[dict-item]
+
+
+def same_estimate(one: Estimate, other: Estimate) -> bool:
+    """To the bit."""
+    return torch.equal(one.x0, other.x0) and torch.equal(one.eps, other.eps)
 
 
 def tiny_clip(folder: Path) -> None:

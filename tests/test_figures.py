@@ -15,7 +15,6 @@ from diffusion_lab import (
     LossSecondMoment,
     MinSNRWeighting,
     Prediction,
-    ProbabilityFlow,
     SNRWeighting,
     VLBWeighting,
 )
@@ -148,7 +147,7 @@ def test_guidance_is_drawn_with_samples_and_their_own_density(tmp_path: Path) ->
     across = torch.linspace(-3, 3, 61, dtype=torch.float64)
     plane = torch.cartesian_prod(across, across)[..., None, None]
     for scale, mean in zip((1, 3), means, strict=True):
-        density = guided_density(ProbabilityFlow(probes=2), Extrapolated(cond, null, scale), plane)
+        density = guided_density(Extrapolated(cond, null, scale), plane)
         assert float(density.sum()) * 0.01 == pytest.approx(1, abs=2e-3)
         centre = (density[:, None] * plane.flatten(1)).sum(0) * 0.01
         torch.testing.assert_close(mean, centre, rtol=0, atol=4 * 0.75 / 1000**0.5)

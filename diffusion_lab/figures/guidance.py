@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CLASS = ((-0.9, 0.5), (0.3, 0.7))
 OTHER = ((0.9, -0.6), (-0.3, -0.5))
 DEVIATION, EXTENT, POINTS = 0.35, 2.2, 81
+FLOW = ProbabilityFlow(rtol=1e-4, atol=1e-4, probes=2)
 
 
 def plot_guidance(
@@ -67,10 +68,9 @@ def plot_guidance(
     )
     noise = SeededNoise(seed, range(samples), (2, 1, 1), dtype=torch.float64)
     times = schedule.times(steps)
-    flow = ProbabilityFlow(rtol=1e-4, atol=1e-4, probes=2)
-    with progress_bar("densities", len(scales) * flow.ticks) as advance:
+    with progress_bar("densities", len(scales) * FLOW.ticks) as advance:
         denoisers = [Extrapolated(cond, null, scale) for scale in scales]
-        densities = [guided_density(flow, denoise, plane, advance) for denoise in denoisers]
+        densities = [guided_density(denoise, plane, advance) for denoise in denoisers]
     for panel, scale, denoise, density in zip(drawn, scales, denoisers, densities, strict=True):
         points = sampler(denoise, noise(0), times, noise.of_step).flatten(1)
         panel.contourf(across, across, own.exp().numpy(), levels=6, cmap="Greys", alpha=0.5)
@@ -100,14 +100,12 @@ class Extrapolated:
         return extrapolate(self.null(x_t, t), self.cond(x_t, t), self.scale)
 
 
-def guided_density(
-    flow: ProbabilityFlow, denoise: Extrapolated, points: Tensor, advance: Callable[[], None] = lambda: None
-) -> Tensor:
-    """The density [N] at points [N, 2, 1, 1] of what the flow, of two probes, makes of standard normal noise."""
+def guided_density(denoise: Extrapolated, points: Tensor, advance: Callable[[], None] = lambda: None) -> Tensor:
+    """The density [N] at points [N, 2, 1, 1] of what the probability flow makes of standard normal noise."""
     # In two dimensions the mean of Hutchinson's estimates of (1, 1) and (1, -1) is the trace itself.
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
 
     def noise(i: int) -> Tensor:
         return signs[max(i - 1, 0)].view(1, 2, 1, 1).expand_as(points)
 
-    return (-flow(denoise, points, noise, None, advance)).exp()
+    return (-FLOW(denoise, points, noise, None, advance)).exp()
