@@ -219,7 +219,7 @@ def test_rescale_is_the_papers_formula_in_the_outputs_own_space(prediction: Pred
 
 @torch.no_grad()
 @pytest.mark.parametrize("threshold", [5.0, 1e9])
-def test_adaptive_projected_guidance_is_algorithm_1(threshold: float) -> None:
+def test_adaptive_projected_guidance_is_the_papers(threshold: float) -> None:
     guided, _, _, _, x_t = guided_parts(4.0)
     cond, null = guided.unguided, Guided(guided.denoiser, guided.unguided.cond, Cond(embed=torch.zeros(3, 4)), 0.0)
     guided = Guided(guided.denoiser, cond.cond, Cond(embed=torch.zeros(3, 4)), 4.0)

@@ -38,7 +38,7 @@ class Autoguidance(Guidance):
         """
         Args:
             guide: A checkpoint, as `load` takes it, or a pipeline in hand.
-            scale: 1 is no guidance; the paper has from 1.4 to 3.
+            scale: 1 is no guidance; the paper has from 1.7 to 2.9.
             weights: "ema" or "raw", of a checkpoint.
             trust: Import and run classes from outside diffusion_lab and torch.nn that the guide names.
 

@@ -18,7 +18,7 @@ class LossGuidance(Guidance):
     """x0 - weight sigma^2 / (alpha^2 + sigma^2) grad L(x0): a step down the loss of the estimated image.
 
     With L = -log p(y | x0) it approximates the mean of x0 given x_t and y. The factor is the variance of x0 given x_t
-    for data of unit variance (Pseudoinverse-guided diffusion, ICLR 2023, section 3.2), which fades as the image
+    for data of unit variance (Pseudoinverse-guided diffusion, ICLR 2023), which fades as the image
     clears. The gradient is taken in the estimate alone, decoded to pixels, and not through the network, so that it
     costs the memory of the loss's own graph and of the decoder's: nothing of the network is kept.
 

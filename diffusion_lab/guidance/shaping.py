@@ -16,15 +16,15 @@ from diffusion_lab.predictions import Estimate, beside
 class Interval(Guidance):
     """Guidance where low < sigma_data sigma / alpha <= high alone; elsewhere one evaluation under the conditions.
 
-    arXiv 2404.07724, eq. 5. sigma_data is the schedule's, 1 unless it divides data by another, so that on a
+    arXiv 2404.07724. sigma_data is the schedule's, 1 unless it divides data by another, so that on a
     `KarrasSchedule` levels are EDM's.
     """
 
     def __init__(self, low: float = 0.0, high: float | None = None) -> None:
         """
         Args:
-            low: The level above which guidance begins; the paper has 0.28 for ImageNet-512.
-            high: The level up to which it lasts; no bound unless given; the paper has 2.9 (EDM2-XXL).
+            low: The level above which guidance begins; the paper has 0.28 for EDM2-S.
+            high: The level up to which it lasts; no bound unless given; the paper has 2.9 for EDM2-S.
 
         Raises:
             InputError: An end is negative, or the interval is upside down.
@@ -84,7 +84,7 @@ class Rescale(Guidance):
 
 
 class AdaptiveProjected(Guidance):
-    r"""Adaptive projected guidance, which keeps great scales from saturating (arXiv 2410.02416, algorithm 1).
+    r"""Adaptive projected guidance, which keeps great scales from saturating (arXiv 2410.02416).
 
     What guidance adds to the unguided x0, (scale - 1) d, is changed in three steps: d becomes d + momentum d_before,
     where d_before is that of the evaluation before; is shortened to norm_threshold; and loses 1 - eta of its part
