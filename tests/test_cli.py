@@ -198,6 +198,18 @@ def test_print_config_shows_every_field(
     assert shown["model"]["schedule"]["init_args"]["betas"] == "squaredcos_cap_v2"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_is_a_valid_config_with_a_header(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path
+) -> None:
+    assert command(monkeypatch, "fit", "--config", path, "--print_config") == 0
+    assert "class_path" in capsys.readouterr().out
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("Command:", "Hardware:", "Time:", "Score:", "Writes:"):
+        assert any(word in line for line in header), f"{path.name} does not say its {word}"
+    assert f"fit --config {path.relative_to(ROOT)}" in "\n".join(header)
+
+
 def test_help_texts_come_from_docstrings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "fit", "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -442,13 +454,19 @@ def test_bad_input_is_one_line_and_status_2(
 @pytest.mark.slow
 def test_ctrl_c_keeps_a_usable_checkpoint_and_says_where(here: Path) -> None:
     arguments = ["fit", "--config", "tiny.yaml", "--trainer.max_steps", "100000", "--trainer.max_epochs", "100000"]
+    # A shell starts what runs in its background with interrupts ignored, and children inherit that, but no handler.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([sys.executable, "-m", "diffusion_lab", *arguments], stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(here.rglob("*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=60)
+    signal.signal(signal.SIGINT, ours)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(here.rglob("*.ckpt")) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=60)
+    finally:
+        process.kill()  # or a failure would leave it training for ever
     assert process.returncode != 0
     (line,) = [line for line in printed.splitlines() if line.startswith("stopped at step")]
     path = Path(line.split("the checkpoint is ")[1].split(": ")[0])

@@ -369,6 +369,26 @@ def test_guidance_composes_on_every_prediction_and_schedule() -> None:
                 torch.testing.assert_close(both, x_t, rtol=1e-3, atol=1e-3)
 
 
+def test_guided_images_do_not_depend_on_their_batch() -> None:
+    """Norms, deviations, momenta and gradients are each image's own: within a level in a thousandth of pixels."""
+    pipe = Pipeline(tiny_module())
+    options: dict[str, Any] = {
+        "steps": 8,
+        "guidance_scale": 4,
+        "negative": {"labels": [9, 8, 7, 6, 5]},
+        "guidance": ["adaptive_projected(norm_threshold=2)", "rescale", "colour(colour=[200.0])", "interval(low=0.1)"],
+        "progress": False,
+    }
+    whole = pipe(labels=[0, 1, 2, 3, 4], **options)
+    halves = pipe(labels=[0, 1, 2, 3, 4], batch_size=2, **options)
+    assert isinstance(whole, Tensor)
+    assert isinstance(halves, Tensor)
+    off = (whole.int() - halves.int()).abs()
+    assert int(off.max()) <= 1
+    assert float((off > 0).float().mean()) <= 1e-3
+    assert not torch.equal(whole, pipe(labels=[0, 1, 2, 3, 4], steps=8, progress=False))  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_guided_digits_are_read_more_surely_and_are_less_diverse() -> None:
     from sklearn.datasets import load_digits
