@@ -20,7 +20,7 @@ from diffusion_lab.noise import SeededNoise
 from diffusion_lab.samplers import RePaint, Sampler, find_filling, find_sampler, invert
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space, to_uint8
-from diffusion_lab.walks import Scale, Steering, check_sampling, count_images, device_of, split, walks
+from diffusion_lab.walks import Scale, Steering, check_sampling, count_images, split, walks
 from diffusion_lab.watch import Watch, progress_bar
 
 
@@ -99,7 +99,7 @@ def generate(
     else:
         fill = Fill(images, mask, find_filling(filling or "replacement"), space, count)
     moves = steps if fill is None else fill.moves(steps)
-    batches, device = split(count, batch_size), device_of(denoiser)
+    batches, device = split(count, batch_size), model.device
 
     made = []
     with progress_bar(progress, len(batches) * moves) as advance:
@@ -156,7 +156,7 @@ def invert_images(
     times = check_sampling(model, sampler, steps, spacing, steering)
     check_images(images, space)
     prepared = conditions.prepare(values)
-    batches, device = split(count_images(prepared, len(images)), batch_size), device_of(denoiser)
+    batches, device = split(count_images(prepared, len(images)), batch_size), model.device
     made = []
     with progress_bar(progress, len(batches) * steps) as advance:
         for part, denoise in walks(model, prepared, batches, steering):

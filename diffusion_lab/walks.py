@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.conditions import Cond, Conditions
-from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError
 from diffusion_lab.guidance import Clipped, Denoise, Guidable, Guidance, Guided, Model, check_quantile, check_scale
 from diffusion_lab.samplers import Sampler
@@ -55,7 +54,7 @@ def walks(
     model: Model, values: Mapping[str, Tensor], batches: Iterable[slice], steering: Steering
 ) -> Iterator[tuple[slice, Denoise]]:
     """Each batch's place among all images, and what its walk asks."""
-    device, clip_x0 = device_of(model.denoiser), steering.clip_x0
+    device, clip_x0 = model.device, steering.clip_x0
     negative = prepare_negative(model.conditions, steering.negative, max(map(len, values.values()), default=0))
     for part in batches:
         batch = {name: value[part].to(device) for name, value in values.items()}
@@ -127,11 +126,6 @@ def split(count: int, batch_size: int) -> list[slice]:
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1: got {batch_size}")
     return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-
-
-def device_of(denoiser: Denoiser) -> torch.device:
-    """Where a model is."""
-    return next((p.device for p in denoiser.parameters()), torch.device("cpu"))
 
 
 def count_images(prepared: Mapping[str, Tensor], num_images: int | None) -> int:

@@ -88,14 +88,13 @@ class Autoguidance(Guidance):
         if self.scale == 1:
             return denoise
         guide = self.pipeline().model
-        device = next((p.device for p in model.denoiser.parameters()), torch.device("cpu"))
-        denoiser, conditions = guide.denoiser.to(device), guide.conditions.to(device)
+        denoiser, conditions = guide.denoiser.to(model.device), guide.conditions.to(model.device)
         try:
             values = conditions.prepare(values)
         except InputError as error:
             raise InputError(f"the guide of autoguidance cannot be asked: {error}") from error
         count = max((len(value) for value in values.values()), default=0)
-        cond = conditions(values, torch.zeros(count, dtype=torch.bool, device=device))
+        cond = conditions(values, torch.zeros(count, dtype=torch.bool, device=model.device))
         return autoguided(denoise, Conditioned(denoiser, cond), self.scale)
 
 

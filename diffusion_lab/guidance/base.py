@@ -69,6 +69,11 @@ class Model(NamedTuple):
     conditions: Conditions
     space: Space
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next((weight.device for weight in self.denoiser.parameters()), torch.device("cpu"))
+
 
 class Guidance(Configurable, ABC):
     """One way to move estimates; several are wrapped around each other in the order they are given.

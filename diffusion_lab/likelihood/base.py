@@ -16,7 +16,7 @@ from diffusion_lab.fill import check_images
 from diffusion_lab.guidance import Denoise, Model
 from diffusion_lab.noise import SeededNoise
 from diffusion_lab.samplers import Noise
-from diffusion_lab.walks import Steering, device_of, split, walks
+from diffusion_lab.walks import Steering, split, walks
 from diffusion_lab.watch import progress_bar
 
 LEVELS = 256
@@ -86,7 +86,7 @@ def bits_per_dim(
     for what, given in {**prepared, "indices": indices}.items():
         if len(given) != count or not count:
             raise InputError(f"there are {count} images and {len(given)} {what}: give at least one image, and as many")
-    batches, device = split(count, batch_size), device_of(model.denoiser)
+    batches, device = split(count, batch_size), model.device
     made = []
     # Lightning validates in inference mode, in which no derivative can be taken.
     with (
