@@ -103,7 +103,7 @@ def generate(
 
     made = []
     with progress_bar(progress, len(batches) * moves) as advance:
-        for part, denoise in walks(model, prepared, batches, steering):
+        for part, denoise in walks(model, prepared, batches, steering, seed, indices):
             noise = SeededNoise(seed, indices[part], space.shape, device)
             start = noise(0) if x_T is None else x_T[part].to(device, torch.float32)
             watch = Watch(advance)
@@ -159,7 +159,7 @@ def invert_images(
     batches, device = split(count_images(prepared, len(images)), batch_size), model.device
     made = []
     with progress_bar(progress, len(batches) * steps) as advance:
-        for part, denoise in walks(model, prepared, batches, steering):
+        for part, denoise in walks(model, prepared, batches, steering, 0, range(len(images))):
             watch = Watch(advance)
             made.append(invert(sampler, denoise, space.encode(images[part].to(device)), times, watch))
             watch.check()

@@ -24,7 +24,7 @@ from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.generate import generate
 from diffusion_lab.guidance import Model
 from diffusion_lab.measured import sampling_options
-from diffusion_lab.noise import run_seed, training_generator
+from diffusion_lab.noise import drawn_normal, run_seed, training_generator
 from diffusion_lab.predictions import Prediction
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import Space
@@ -97,7 +97,7 @@ class DiffusionModule(Configurable, LightningModule):
                 f"{space.data_range}: give model.variance.levels null"
             )
         self.conditions = Conditions(conditions, drop_prob, independent_drop)
-        self.conditions.check_embed_dim(getattr(network, "embed_dim", 0))
+        self.conditions.check_network(network)
         self.ema = ema or EMA()
         self.ema.track(**self._trained())
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -138,7 +138,8 @@ class DiffusionModule(Configurable, LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         generator = training_generator(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
         drop = self.conditions.drop_mask(len(batch["images"]), generator)
-        loss = self.denoiser.loss(self.space.encode(batch["images"]), self.conditions(batch, drop), generator).mean()
+        cond = self.conditions(self.conditions.augment(batch, drawn_normal(generator, len(drop))), drop)
+        loss = self.denoiser.loss(self.space.encode(batch["images"]), cond, generator).mean()
         # The mean since it was last logged, and only when the loggers will write it: self.log takes over a millisecond,
         # which is 1% of a small model's step.
         self._loss_sum, self._losses = self._loss_sum.to(loss.device) + loss.detach(), self._losses + 1
@@ -247,4 +248,5 @@ class DiffusionModule(Configurable, LightningModule):
         denoiser, conditions, space = self.parts("ema")
         generator = training_generator(self.device, 0, batch_idx, self.global_rank)
         keep = torch.zeros(len(batch["images"]), dtype=torch.bool, device=self.device)
-        return denoiser.loss(space.encode(batch["images"]), conditions(batch, keep), generator).mean()
+        cond = conditions(conditions.augment(batch, drawn_normal(generator, len(keep))), keep)
+        return denoiser.loss(space.encode(batch["images"]), cond, generator).mean()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffusion_lab.errors import InputError
+
+# Standard normal noise [B, *shape] for a shape, other noise at each call.
+Normal = Callable[[Sequence[int]], Tensor]
+BEYOND_WALKS = 2**32  # the number of the first noise that is no step's
 
 
 class SeededNoise:
@@ -58,6 +63,17 @@ class SeededNoise:
     def of_step(self, i: int) -> Tensor:
         """The noise of step i of a walk, which is not the starting point's."""
         return self(i + 1)
+
+
+def keyed_normal(seed: int, indices: Sequence[int], device: torch.device | str) -> Normal:
+    """Noise for the conditions of a walk, keyed by its images as `SeededNoise` is, and other than its steps'."""
+    steps = itertools.count(BEYOND_WALKS)
+    return lambda shape: SeededNoise(seed, indices, shape, device)(next(steps))
+
+
+def drawn_normal(generator: torch.Generator, batch_size: int) -> Normal:
+    """Noise for the conditions of a training batch, drawn from its generator."""
+    return lambda shape: torch.randn((batch_size, *shape), generator=generator, device=generator.device)
 
 
 def run_seed() -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_lab.conditions import Cond, Conditions
 from diffusion_lab.errors import InputError
 from diffusion_lab.guidance import Clipped, Denoise, Guidable, Guidance, Guided, Model, check_quantile, check_scale
+from diffusion_lab.noise import keyed_normal
 from diffusion_lab.samplers import Sampler
 from diffusion_lab.schedules import Spacing
 
@@ -51,14 +52,23 @@ def check_sampling(model: Model, sampler: Sampler, steps: int, spacing: Spacing 
 
 
 def walks(
-    model: Model, values: Mapping[str, Tensor], batches: Iterable[slice], steering: Steering
+    model: Model,
+    values: Mapping[str, Tensor],
+    batches: Iterable[slice],
+    steering: Steering,
+    seed: int,
+    indices: Sequence[int],
 ) -> Iterator[tuple[slice, Denoise]]:
-    """Each batch's place among all images, and what its walk asks."""
+    """Each batch's place among all images, and what its walk asks; seed and indices decide its conditions' noise."""
     device, clip_x0 = model.device, steering.clip_x0
     negative = prepare_negative(model.conditions, steering.negative, max(map(len, values.values()), default=0))
     for part in batches:
         batch = {name: value[part].to(device) for name, value in values.items()}
-        instead = {name: value[part].to(device) for name, value in negative.items()}
+        other = {**batch, **{name: value[part].to(device) for name, value in negative.items()}}
+        batch, other = (
+            model.conditions.augment(each, keyed_normal(seed, indices[part], device)) for each in (batch, other)
+        )
+        instead = {name: other[name] for name in negative}
         count = part.stop - part.start
         denoise: Guidable = guided(model, batch, instead, torch.zeros(count, dtype=torch.bool, device=device), steering)
         for guidance in steering.guidance:

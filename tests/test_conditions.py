@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import spy_parts
 
-from diffusion_lab import ClassLabel, Cond, Conditions, InputError
+from diffusion_lab import ClassLabel, Cond, Conditions, InputError, UNet
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
@@ -108,4 +108,4 @@ def test_bad_arguments() -> None:
     with pytest.raises(InputError, match="at least 1: got 0"):
         ClassLabel(0, 4)
     with pytest.raises(InputError, match="conditions.labels.embed_dim is 4 but model.network.embed_dim is 8"):
-        Conditions({"labels": ClassLabel(3, 4)}).check_embed_dim(8)
+        Conditions({"labels": ClassLabel(3, 4)}).check_network(UNet(1, 8, (1,), embed_dim=8, attention_levels=()))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError
-from diffusion_lab.guidance.base import Denoise, Guidable, Guidance, Model, Wrapped, hash_weights
+from diffusion_lab.frozen import hash_weights
+from diffusion_lab.guidance.base import Denoise, Guidable, Guidance, Model, Wrapped
 from diffusion_lab.guidance.classifier_free import Conditioned, check_scale
 from diffusion_lab.predictions import Estimate
 from diffusion_lab.schedules import NoiseSchedule

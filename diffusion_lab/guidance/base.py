@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_lab.conditions import Conditions
 from diffusion_lab.configurable import Configurable
@@ -103,12 +102,3 @@ class Guidance(Configurable, ABC):
             model: The model behind it.
             values: The batch's value of each condition, on the model's device.
         """
-
-
-def hash_weights(*modules: nn.Module) -> str:
-    """The SHA-256 of weights, in their order."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for weight in module.state_dict().values():
-            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

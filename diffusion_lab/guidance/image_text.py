@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.errors import InputError
-from diffusion_lab.guidance.base import Model, hash_weights
+from diffusion_lab.frozen import hash_weights
+from diffusion_lab.guidance.base import Model
 from diffusion_lab.guidance.loss import LossGuidance
 
 

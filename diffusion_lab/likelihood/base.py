@@ -94,7 +94,7 @@ def bits_per_dim(
         torch.no_grad(),
         progress_bar(progress, len(batches) * likelihood.ticks) as advance,
     ):
-        for part, denoise in walks(model, prepared, batches, Steering(clip_x0=False)):
+        for part, denoise in walks(model, prepared, batches, Steering(clip_x0=False), seed, indices):
             x0 = model.space.encode(images[part].to(device))
             noise = SeededNoise(seed, indices[part], x0.shape[1:], device)
             made.append(likelihood(denoise, x0, noise, model.space.data_range, advance).cpu())

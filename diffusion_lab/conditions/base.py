@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diffusion_lab.configurable import Configurable
 from diffusion_lab.errors import InputError
+from diffusion_lab.noise import Normal
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Cond:
     """What conditions give a network, each part optional.
 
     Attributes:
-        concat: [B, K, H, W], channels beside the input's.
+        concat: [B, K, H, W], channels beside the input's, or [B, K, 1, 1] where they are the same everywhere.
         embed: [B, D], added to the time embedding.
         context: [B, L, D], tokens for cross-attention.
         mask: [B, L], true where a token counts.
@@ -35,24 +37,45 @@ class Cond:
         return ((field.name, getattr(self, field.name)) for field in fields(self))
 
     def cat(self, other: Cond) -> Cond:
-        """Both batches as one, along B."""
-        pairs = ((name, part, getattr(other, name)) for name, part in self.parts())
+        """Both batches as one, along B; the shorter context is padded with tokens that do not count."""
+        one, two = self._padded_to(other), other._padded_to(self)
+        pairs = ((name, part, getattr(two, name)) for name, part in one.parts())
         return Cond(**{name: torch.cat([a, b]) for name, a, b in pairs if a is not None and b is not None})
 
     def merge(self, other: Cond) -> Cond:
         """Both conditions on one batch: channels and tokens side by side, embeddings added."""
+        context, mask = _either(self.context, other.context), _either(self.mask, other.mask)
+        if self.context is not None and other.context is not None:
+            context = torch.cat([self.context, other.context.to(self.context.dtype)], 1)
+            if mask is not None:
+                mask = torch.cat([self._counting(), other._counting()], 1)
+        concat = _either(self.concat, other.concat)
+        if self.concat is not None and other.concat is not None:
+            size = [max(pair) for pair in zip(self.concat.shape[2:], other.concat.shape[2:], strict=True)]
+            concat = torch.cat([part.expand(-1, -1, *size) for part in (self.concat, other.concat)], 1)
+        embed = _either(self.embed, other.embed)
+        if self.embed is not None and other.embed is not None:
+            embed = self.embed + other.embed
+        return Cond(concat, embed, context, mask)
 
-        def join(a: Tensor | None, b: Tensor | None, dim: int | None) -> Tensor | None:
-            if a is None or b is None:
-                return b if a is None else a
-            return a + b if dim is None else torch.cat([a, b], dim)
+    def _counting(self) -> Tensor:
+        """The mask, where there is none that of all tokens: [B, L]."""
+        assert self.context is not None
+        return self.context.new_ones(self.context.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
 
-        return Cond(
-            concat=join(self.concat, other.concat, 1),
-            embed=join(self.embed, other.embed, None),
-            context=join(self.context, other.context, 1),
-            mask=join(self.mask, other.mask, 1),
-        )
+    def _padded_to(self, other: Cond) -> Cond:
+        """With a context as long as the other's, if that is longer, and with a mask if either then has one."""
+        if self.context is None or other.context is None:
+            return self
+        more = max(other.context.shape[1] - self.context.shape[1], 0)
+        if self.mask is None and other.mask is None and self.context.shape[1] == other.context.shape[1]:
+            return self
+        padded = F.pad(self.context, (0, 0, 0, more))
+        return replace(self, context=padded, mask=F.pad(self._counting(), (0, more), value=False))
+
+
+def _either(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a
 
 
 class Conditioner(Configurable, nn.Module, ABC):
@@ -60,49 +83,31 @@ class Conditioner(Configurable, nn.Module, ABC):
 
     Attributes:
         embed_dim: D of the embedding it gives, or None where it gives none.
+        context_dim: D of the tokens it gives, or None where it gives none.
+        concat_channels: K of the channels it gives, or 0.
     """
 
     embed_dim: int | None = None
+    context_dim: int | None = None
+    concat_channels: int = 0
 
     @abstractmethod
     def prepare(self, values: Any) -> Tensor:
         """Check what a person gave, or what it has made itself, and make it a batch; raises InputError."""
 
+    def augment(self, values: Tensor, normal: Normal) -> Tensor:
+        """The values as a walk or a training step uses them, where noise is added to them; unchanged where none is.
+
+        Args:
+            values: What `prepare` made, of one batch.
+            normal: Gives standard normal noise [B, *shape] for a shape; drawn by the step in training, and keyed by the
+                image in sampling.
+        """
+        return values
+
     @abstractmethod
     def forward(self, values: Tensor, drop: Tensor) -> Cond:
         """The condition of a batch, null for the samples with drop [B] true."""
-
-
-class ClassLabel(Conditioner):
-    """A learned row for each class, and one more for null, added to the time embedding."""
-
-    def __init__(self, num_classes: int, embed_dim: int) -> None:
-        """
-        Args:
-            num_classes: The number of classes; labels run from 0 to num_classes - 1.
-            embed_dim: Length of a row; the network's `embed_dim`.
-        """
-        super().__init__()
-        if num_classes < 1:
-            raise InputError(f"num_classes must be at least 1: got {num_classes}")
-        self.num_classes, self.embed_dim = num_classes, embed_dim
-        self.rows = nn.Embedding(num_classes + 1, embed_dim)
-        nn.init.normal_(self.rows.weight, std=0.02)
-
-    def prepare(self, values: Sequence[int] | Tensor) -> Tensor:
-        try:
-            labels = torch.as_tensor(values)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"labels must be whole numbers: got {values!r}") from error
-        if labels.ndim != 1 or labels.dtype.is_floating_point:
-            raise InputError(f"labels must be a list of whole numbers: got {values!r}")
-        outside = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(outside):
-            raise InputError(f"label {int(outside[0])} is out of range: this model knows 0 to {self.num_classes - 1}")
-        return labels.long()
-
-    def forward(self, values: Tensor, drop: Tensor) -> Cond:
-        return Cond(embed=self.rows(torch.where(drop, self.num_classes, values)))
 
 
 class Conditions(nn.Module):
@@ -138,14 +143,33 @@ class Conditions(nn.Module):
         """The names of the conditions."""
         return list(self.conditioners)
 
-    def check_embed_dim(self, embed_dim: int) -> None:
-        """Refuse conditioners whose embedding does not fit the network's; raises InputError."""
-        for name, conditioner in self._items():
-            if conditioner.embed_dim not in (None, embed_dim):
-                raise InputError(
-                    f"model.conditions.{name}.embed_dim is {conditioner.embed_dim} but model.network.embed_dim is "
-                    f"{embed_dim}: make them equal"
-                )
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse conditioners whose parts the network has no place for, as far as it says; raises InputError."""
+        for part, meaning in (("embed_dim", "embeddings"), ("context_dim", "tokens")):
+            takes = getattr(network, part, None)
+            for name, conditioner in self._items():
+                gives = getattr(conditioner, part)
+                if gives in (None, takes):
+                    continue
+                key = f"model.conditions.{name}.{part}"
+                if takes is None:
+                    raise InputError(
+                        f"{key} is {gives} but the network takes no {meaning}: give model.network.{part} {gives}, or "
+                        "another route"
+                    )
+                raise InputError(f"{key} is {gives} but model.network.{part} is {takes}: make them equal")
+        gives, takes = sum(each.concat_channels for _, each in self._items()), getattr(network, "concat_channels", None)
+        if takes is not None and takes != gives:
+            parts = ", ".join(f"{name} {each.concat_channels}" for name, each in self._items()) or "there are none"
+            raise InputError(
+                f"model.network.concat_channels is {takes} but the conditions concatenate {gives} channels ({parts}): "
+                f"make it {gives}"
+            )
+        if getattr(network, "context_dim", None) and not any(each.context_dim for _, each in self._items()):
+            raise InputError(
+                f"model.network.context_dim is {network.context_dim} but no condition gives tokens: leave it out, or "
+                "give a condition with route context"
+            )
 
     def check_scale(self, scale: float | Mapping[str, float], negative: Iterable[str] = ()) -> None:
         """Refuse guidance that this model was not trained for.
@@ -212,6 +236,10 @@ class Conditions(nn.Module):
     def prepare_one(self, name: str, value: Any) -> Tensor:
         """Check what a person gave for one condition; raises InputError."""
         return dict(self._items())[name].prepare(value)
+
+    def augment(self, batch: Mapping[str, Tensor], normal: Normal) -> dict[str, Tensor]:
+        """The values of a batch with the noise that conditioners add to them; see `Conditioner.augment`."""
+        return {name: conditioner.augment(batch[name], normal) for name, conditioner in self._items()}
 
     def forward(self, batch: Mapping[str, Any], drop: Tensor) -> Cond:
         """The merged condition of a batch, null where drop is true: [B], or [B, N] for each condition in order."""

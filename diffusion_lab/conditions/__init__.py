@@ -1,0 +1,6 @@
+"""How what is asked for (a label, a text, an image) enters a network, and how it is left out."""
+
+from diffusion_lab.conditions.base import Cond, Conditioner, Conditions
+from diffusion_lab.conditions.labels import ClassLabel
+
+__all__ = ["ClassLabel", "Cond", "Conditioner", "Conditions"]

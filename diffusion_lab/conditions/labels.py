@@ -1,0 +1,43 @@
+"""A class, by its number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.conditions.base import Cond, Conditioner
+from diffusion_lab.errors import InputError
+
+
+class ClassLabel(Conditioner):
+    """A learned row for each class, and one more for null, added to the time embedding."""
+
+    def __init__(self, num_classes: int, embed_dim: int) -> None:
+        """
+        Args:
+            num_classes: The number of classes; labels run from 0 to num_classes - 1.
+            embed_dim: Length of a row; the network's `embed_dim`.
+        """
+        super().__init__()
+        if num_classes < 1:
+            raise InputError(f"num_classes must be at least 1: got {num_classes}")
+        self.num_classes, self.embed_dim = num_classes, embed_dim
+        self.rows = nn.Embedding(num_classes + 1, embed_dim)
+        nn.init.normal_(self.rows.weight, std=0.02)
+
+    def prepare(self, values: Sequence[int] | Tensor) -> Tensor:
+        try:
+            labels = torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"labels must be whole numbers: got {values!r}") from error
+        if labels.ndim != 1 or labels.dtype.is_floating_point:
+            raise InputError(f"labels must be a list of whole numbers: got {values!r}")
+        outside = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(outside):
+            raise InputError(f"label {int(outside[0])} is out of range: this model knows 0 to {self.num_classes - 1}")
+        return labels.long()
+
+    def forward(self, values: Tensor, drop: Tensor) -> Cond:
+        return Cond(embed=self.rows(torch.where(drop, self.num_classes, values)))
