@@ -36,7 +36,20 @@ if TYPE_CHECKING:
     from diffusion_lab.metrics import DigitClassifier, EfficientNetLite0, Inception
     from diffusion_lab.mixture import GaussianMixture
     from diffusion_lab.module import DiffusionModule
-    from diffusion_lab.networks import UNet
+    from diffusion_lab.networks import (
+        ADMUNet,
+        DDPMPlusPlusUNet,
+        DDPMUNet,
+        DiT,
+        DiTB,
+        DiTL,
+        DiTS,
+        DiTXL,
+        KLAutoencoder,
+        SmallUNet,
+        StableDiffusionUNet,
+        UNet,
+    )
     from diffusion_lab.noise import SeededNoise
     from diffusion_lab.pipeline import Pipeline
     from diffusion_lab.predictions import Estimate, Prediction
@@ -106,7 +119,20 @@ _HOMES = {
     "metrics": ["DigitClassifier", "EfficientNetLite0", "Inception"],
     "mixture": ["GaussianMixture"],
     "module": ["DiffusionModule"],
-    "networks": ["UNet"],
+    "networks": [
+        "ADMUNet",
+        "DDPMPlusPlusUNet",
+        "DDPMUNet",
+        "DiT",
+        "DiTB",
+        "DiTL",
+        "DiTS",
+        "DiTXL",
+        "KLAutoencoder",
+        "SmallUNet",
+        "StableDiffusionUNet",
+        "UNet",
+    ],
     "noise": ["SeededNoise"],
     "pipeline": ["Pipeline"],
     "predictions": ["Estimate", "Prediction"],

@@ -27,7 +27,7 @@ class Configurable:
     """Records its `__init__` arguments; `config` gives them as `{"class_path": ..., "init_args": {...}}`.
 
     List it first among the bases: `class MyNetwork(Configurable, nn.Module)`. Give `__init__` an argument for each
-    thing it takes: what goes into *args and **kwargs is not recorded.
+    thing it takes, or **options that it hands on; what goes into *args is not recorded.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -38,9 +38,11 @@ class Configurable:
         bound.apply_defaults()
         named = [name for name, parameter in signature.parameters.items() if parameter.kind in NAMED][1:]
         # Through __dict__, because nn.Module refuses attributes before its own __init__ has run.
-        self.__dict__["_init_args"] = {
-            name: describe(bound.arguments[name]) for name in named if name in bound.arguments
-        }
+        recorded = {name: bound.arguments[name] for name in named if name in bound.arguments}
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                recorded |= bound.arguments.get(name, {})
+        self.__dict__["_init_args"] = {name: describe(value) for name, value in recorded.items()}
         return self
 
     @property
