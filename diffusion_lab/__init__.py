@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusion_lab.callbacks import BitsPerDim, FIDCallback, SampleGrid
     from diffusion_lab.checkpoint import load, save
-    from diffusion_lab.conditions import ClassLabel, Cond, Conditioner, Conditions
+    from diffusion_lab.conditions import (
+        ClassLabel,
+        Cond,
+        Conditioner,
+        Conditions,
+        Image,
+        MaskedImage,
+        Text,
+        Vector,
+    )
     from diffusion_lab.configurable import Configurable
     from diffusion_lab.continuous_schedules import CosineSchedule, FlowSchedule, KarrasSchedule
     from diffusion_lab.data import ClassConditional, Digits, Photographs, Unconditional
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
     from diffusion_lab.module import DiffusionModule
     from diffusion_lab.networks import (
         ADMUNet,
+        ByteTransformer,
         DDPMPlusPlusUNet,
         DDPMUNet,
         DiT,
@@ -45,6 +55,7 @@ if TYPE_CHECKING:
         DiTL,
         DiTS,
         DiTXL,
+        FrozenTextEncoder,
         KLAutoencoder,
         SmallUNet,
         StableDiffusionUNet,
@@ -94,7 +105,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "callbacks": ["BitsPerDim", "FIDCallback", "SampleGrid"],
     "checkpoint": ["load", "save"],
-    "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions"],
+    "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions", "Image", "MaskedImage", "Text", "Vector"],
     "configurable": ["Configurable"],
     "continuous_schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule"],
     "data": ["ClassConditional", "Digits", "Photographs", "Unconditional"],
@@ -121,6 +132,7 @@ _HOMES = {
     "module": ["DiffusionModule"],
     "networks": [
         "ADMUNet",
+        "ByteTransformer",
         "DDPMPlusPlusUNet",
         "DDPMUNet",
         "DiT",
@@ -128,6 +140,7 @@ _HOMES = {
         "DiTL",
         "DiTS",
         "DiTXL",
+        "FrozenTextEncoder",
         "KLAutoencoder",
         "SmallUNet",
         "StableDiffusionUNet",

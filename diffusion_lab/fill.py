@@ -31,6 +31,8 @@ class Fill:
             if not isinstance(given, Tensor):
                 got = f"no {name}" if given is None else f"a {type(given).__name__} for {name}"
                 raise InputError(f"filling needs images and a mask, as tensors: got {got}")
+        if len(space.image_shape) != 3:
+            raise InputError("a mask is filled in images, and this model makes clips: leave images and mask out")
         assert images is not None
         assert mask is not None
         self.filling, self.space = filling, space
@@ -65,7 +67,7 @@ def check_images(images: Tensor, space: Space) -> Tensor:
     """Raise InputError unless images are uint8 [N, C, H, W] of the model's shape."""
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a tensor of uint8, not {type(images).__name__}")
-    if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != space.image_shape:
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != space.image_shape:
         raise InputError(
             f"images must be uint8 [N, {', '.join(map(str, space.image_shape))}], as the model makes them: got "
             f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,10 +21,12 @@ def grid(images: Tensor, columns: int | None = None, least_side: int = 48) -> Te
     """Lay uint8 images [N, C, H, W] out as one uint8 picture [3, H', W'].
 
     Args:
-        images: The images, row by row.
+        images: The images, row by row; of clips [N, C, F, H, W] each is a row of its frames.
         columns: Images in a row; unless given, up to ten, or as square as can be for more than ten.
         least_side: Smaller images are enlarged by whole factors, pixels repeated, until a side has so many.
     """
+    if images.ndim == 5:
+        columns, images = images.shape[2], rearrange(images, "n c f h w -> (n f) c h w")
     columns = columns or (len(images) if len(images) <= 10 else math.ceil(math.sqrt(len(images))))
     factor = max(1, math.ceil(least_side / min(images.shape[-2:])))
     large = F.interpolate(images.float().cpu(), scale_factor=factor, mode="nearest")

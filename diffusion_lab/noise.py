@@ -73,7 +73,8 @@ def keyed_normal(seed: int, indices: Sequence[int], device: torch.device | str) 
 
 def drawn_normal(generator: torch.Generator, batch_size: int) -> Normal:
     """Noise for the conditions of a training batch, drawn from its generator."""
-    return lambda shape: torch.randn((batch_size, *shape), generator=generator, device=generator.device)
+    place = {"generator": generator, "device": generator.device, "dtype": torch.float32}
+    return lambda shape: torch.randn((batch_size, *shape), **place)  # type: ignore[call-overload]
 
 
 def run_seed() -> int:

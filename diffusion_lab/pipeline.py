@@ -138,7 +138,8 @@ class Pipeline:
             filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; "replacement" unless
                 given.
             batch_size: Images in memory at once.
-            output_type: "uint8" for a tensor [N, C, H, W] on the CPU, "pil" for a list of images.
+            output_type: "uint8" for a tensor [N, C, H, W] on the CPU (of clips [N, C, F, H, W]), "pil" for a list of
+                images.
             progress: Show a bar.
             conditions: A list for each condition of the model, such as `labels=[3, 7]`.
 
@@ -148,6 +149,8 @@ class Pipeline:
         """
         if output_type not in ("uint8", "pil"):
             raise unknown("output_type", output_type, ["uint8", "pil"])
+        if output_type == "pil" and len(self.image_shape) != 3:
+            raise InputError("a PIL image has no frames, and this model makes clips: leave output_type out")
         given = {
             "steps": steps,
             "sampler": sampler,

@@ -4,7 +4,9 @@ import pytest
 import torch
 from oracles import spy_parts
 
-from diffusion_lab import ClassLabel, Cond, Conditions, InputError, UNet
+from diffusion_lab import ClassLabel, Cond, Conditioner, Conditions, InputError, UNet
+from diffusion_lab.conditions import Vector
+from diffusion_lab.configurable import build
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
@@ -107,5 +109,92 @@ def test_bad_arguments() -> None:
         Conditions(drop_prob=1.5)
     with pytest.raises(InputError, match="at least 1: got 0"):
         ClassLabel(0, 4)
-    with pytest.raises(InputError, match="conditions.labels.embed_dim is 4 but model.network.embed_dim is 8"):
+    with pytest.raises(InputError, match="conditions.labels gives embeddings of 4 but model.network.embed_dim is 8"):
         Conditions({"labels": ClassLabel(3, 4)}).check_network(UNet(1, 8, (1,), embed_dim=8, attention_levels=()))
+    with pytest.raises(InputError, match="unknown route 'tokens': allowed are concat, context, embed"):
+        ClassLabel(3, 4, route="tokens")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="dim and embed_dim must be at least 1: got 0 and 4"):
+        Vector(0, 4)
+
+
+@pytest.mark.parametrize("route", ["embed", "concat", "context"])
+def test_a_label_takes_the_route_that_it_is_given(route: str) -> None:
+    label = ClassLabel(3, 4, route)  # type: ignore[arg-type]
+    cond = label(torch.tensor([2, 1, 0]), torch.tensor([False, True, False]))
+    rows = label.rows.weight[[2, 3, 0]]
+    expected = {"embed": rows, "concat": rows[:, :, None, None], "context": rows[:, None]}
+    given = {name: part for name, part in cond.parts() if part is not None}
+    assert list(given) == [route]
+    assert torch.equal(given[route], expected[route])
+    assert (label.embed_dim, label.concat_channels, label.context_dim) == {
+        "embed": (4, 0, None),
+        "concat": (None, 4, None),
+        "context": (None, 0, 4),
+    }[route]
+    again = build(label.config)
+    again.load_state_dict(label.state_dict())
+    assert torch.equal(
+        dict(again(torch.tensor([2, 1, 0]), torch.tensor([False, True, False])).parts())[route], given[route]
+    )
+
+
+def test_a_label_of_before_there_were_routes_is_added_to_the_embedding() -> None:
+    old = {"class_path": "diffusion_lab.ClassLabel", "init_args": {"num_classes": 3, "embed_dim": 4}}
+    label = build(old)
+    label.load_state_dict({"rows.weight": torch.arange(16.0).reshape(4, 4)})
+    embed = label(torch.tensor([1]), torch.tensor([False])).embed
+    assert embed.tolist() == [[4, 5, 6, 7]]
+
+
+def test_a_vector_is_projected_and_a_row_of_its_own_is_null() -> None:
+    vector = Vector(5, 4)
+    values, drop = torch.randn(3, 5), torch.tensor([False, True, False])
+    embed = vector(values, drop).embed
+    assert embed is not None
+    projected = values @ vector.projection.weight.T + vector.projection.bias
+    torch.testing.assert_close(embed[[0, 2]], projected[[0, 2]])
+    assert torch.equal(embed[1], vector.null)
+    embed.sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in vector.parameters())
+    values[1] = 7
+    again = build(vector.config)
+    again.load_state_dict(vector.state_dict())
+    assert torch.equal(again(values, drop).embed, embed), "what is dropped makes no difference"
+
+
+def test_vectors_are_numbers_of_one_length() -> None:
+    vector = Vector(2, 4)
+    prepared = vector.prepare([[1, 2], [3, 4]])
+    assert prepared.dtype == torch.float32
+    assert vector.prepare(prepared) is prepared
+    for values, message in (
+        ([[1.0], [2.0, 3.0]], r"vectors must be \[N, 2\] numbers: "),
+        ("ab", r"vectors must be \[N, 2\] numbers: "),
+        ([1.0, 2.0], r"vectors must be \[N, 2\] numbers, or dim another length: got float32 \[2\]"),
+        (torch.zeros(2, 3), r"got float32 \[2, 3\]"),
+        (torch.zeros(2, 2, dtype=torch.complex64), r"got complex64 \[2, 2\]"),
+        ([[0.0, 1.0], [float("nan"), 1.0]], "vector 1 holds a number that is not finite: correct it"),
+        (torch.full((1, 2), 1e300, dtype=torch.float64), "vector 0 holds a number that is not finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            vector.prepare(values)  # type: ignore[arg-type]
+
+
+def test_routes_go_beside_each_other() -> None:
+    conditions: dict[str, Conditioner] = {
+        "labels": ClassLabel(3, 4),
+        "styles": ClassLabel(3, 2, "concat"),
+        "words": ClassLabel(3, 6, "context"),
+        "vector": Vector(5, 4),
+    }
+    values = {**dict.fromkeys(("labels", "styles", "words"), torch.tensor([0, 2])), "vector": torch.randn(2, 5)}
+    keep = torch.zeros(2, dtype=torch.bool)
+    cond = Conditions(conditions)(values, keep)
+    parts = {name: conditioner(values[name], keep) for name, conditioner in conditions.items()}
+    assert cond.embed is not None
+    torch.testing.assert_close(cond.embed, parts["labels"].embed + parts["vector"].embed)  # type: ignore[operator]
+    assert cond.concat is parts["styles"].concat or torch.equal(cond.concat, parts["styles"].concat)  # type: ignore[arg-type]
+    assert torch.equal(cond.context, parts["words"].context)  # type: ignore[arg-type]
+    Conditions(conditions).check_network(
+        UNet(1, 8, (1,), embed_dim=4, attention_levels=(), concat_channels=2, context_dim=6)
+    )

@@ -151,13 +151,12 @@ class Conditions(nn.Module):
                 gives = getattr(conditioner, part)
                 if gives in (None, takes):
                     continue
-                key = f"model.conditions.{name}.{part}"
+                what = f"model.conditions.{name} gives {meaning} of {gives}"
                 if takes is None:
                     raise InputError(
-                        f"{key} is {gives} but the network takes no {meaning}: give model.network.{part} {gives}, or "
-                        "another route"
+                        f"{what} but the network takes none: give model.network.{part} {gives}, or another route"
                     )
-                raise InputError(f"{key} is {gives} but model.network.{part} is {takes}: make them equal")
+                raise InputError(f"{what} but model.network.{part} is {takes}: make them equal")
         gives, takes = sum(each.concat_channels for _, each in self._items()), getattr(network, "concat_channels", None)
         if takes is not None and takes != gives:
             parts = ", ".join(f"{name} {each.concat_channels}" for name, each in self._items()) or "there are none"
@@ -170,6 +169,16 @@ class Conditions(nn.Module):
                 f"model.network.context_dim is {network.context_dim} but no condition gives tokens: leave it out, or "
                 "give a condition with route context"
             )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse conditioners whose channels do not lie beside an input of this size; raises InputError."""
+        for name, conditioner in self._items():
+            size = getattr(conditioner, "size", None)
+            if conditioner.concat_channels and size is not None and tuple(size) != (height, width):
+                raise InputError(
+                    f"model.conditions.{name}.size is {list(size)} but the network's input is {height}x{width}: make "
+                    f"it [{height}, {width}], and images of another size are resized"
+                )
 
     def check_scale(self, scale: float | Mapping[str, float], negative: Iterable[str] = ()) -> None:
         """Refuse guidance that this model was not trained for.

@@ -2,6 +2,7 @@
 
 from diffusion_lab.networks.autoencoder import KLAutoencoder
 from diffusion_lab.networks.dit import DiT
+from diffusion_lab.networks.frozen_text import FrozenTextEncoder
 from diffusion_lab.networks.presets import (
     ADMUNet,
     DDPMPlusPlusUNet,
@@ -13,10 +14,12 @@ from diffusion_lab.networks.presets import (
     SmallUNet,
     StableDiffusionUNet,
 )
+from diffusion_lab.networks.text import ByteTransformer
 from diffusion_lab.networks.unet import UNet
 
 __all__ = [
     "ADMUNet",
+    "ByteTransformer",
     "DDPMPlusPlusUNet",
     "DDPMUNet",
     "DiT",
@@ -24,6 +27,7 @@ __all__ = [
     "DiTL",
     "DiTS",
     "DiTXL",
+    "FrozenTextEncoder",
     "KLAutoencoder",
     "SmallUNet",
     "StableDiffusionUNet",

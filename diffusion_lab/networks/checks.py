@@ -80,6 +80,12 @@ def check_input(name: str, network: Takes, x_t: Tensor, cond: Cond) -> None:
             f"the {name} takes {takes} channels but got {given}: make model.network.channels those of the images, and "
             "model.network.concat_channels those of the conditions"
         )
+    sides = x_t.shape[-2:]
+    if cond.concat is not None and cond.concat.shape[-2:] not in (sides, (1, 1)):
+        raise InputError(
+            f"conditions of {'x'.join(map(str, cond.concat.shape[-2:]))} cannot lie beside an input of "
+            f"{'x'.join(map(str, sides))}: make the size of those in model.conditions that of the input"
+        )
     tokens = None if cond.context is None else cond.context.shape[-1]
     if tokens != network.context_dim:
         wants = "no tokens" if network.context_dim is None else f"tokens of {network.context_dim} channels"

@@ -1,0 +1,229 @@
+"""An image or a map: low-resolution, masked, depth, edges; beside the input's channels, or as tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion_lab.conditions.base import Cond, Conditioner
+from diffusion_lab.errors import InputError, unknown
+from diffusion_lab.networks.layers import TimeEmbedding
+from diffusion_lab.networks.positions import sincos_2d
+from diffusion_lab.noise import Normal
+
+Resize = Literal["bicubic", "bilinear", "nearest"]
+RESIZES = ("bicubic", "bilinear", "nearest")
+
+
+class Image(Conditioner):
+    """An image z in [-1, 1] and a presence channel: 1 where it is kept, and all channels 0 where it is dropped.
+
+    So grey, which is 0 too, is never mistaken for absent. An image of another size is resized to the network's.
+
+    With `noise` it is noise conditioning augmentation (Cascaded Diffusion Models, arXiv 2106.15282, section 4): the
+    network sees x = cos(pi s / 2) z + sin(pi s / 2) eps, which keeps the variance of z where that is 1, and is told s
+    by an embedding of 1000 s. In training s is uniform in [0, noise], otherwise it is `level`.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        channels: int = 3,
+        route: Literal["concat", "context"] = "concat",
+        resize: Resize = "bicubic",
+        noise: float = 0.0,
+        level: float = 0.0,
+        embed_dim: int | None = None,
+        context_dim: int | None = None,
+        patch: int = 8,
+    ) -> None:
+        """
+        Args:
+            size: Height and width of what the network sees; with route concat those of its input.
+            channels: The image's channels.
+            route: How it enters the network: "concat" puts it beside the input's channels, which makes the network's
+                `concat_channels` one more than `channels`; "context" makes it tokens for cross-attention.
+            resize: How an image of another size is enlarged or reduced: "bicubic" or "bilinear" with antialiasing, or
+                "nearest" for maps whose values must not be mixed.
+            noise: The greatest level of noise in training, from 0 to 1; 0 is no noise.
+            level: The level in sampling, from 0 to `noise`.
+            embed_dim: The network's `embed_dim`, through which it is told the level; with noise alone.
+            context_dim: Length of a token, the network's `context_dim`; with route context alone.
+            patch: Side of the square that becomes a token with route context.
+
+        Raises:
+            InputError: A value is out of range, or is missing or idle beside the others.
+        """
+        super().__init__()
+        self.size, self.channels = check_size(size, channels), channels
+        self.route, self.resize = route, resize
+        self.noise, self.level, self.patch = noise, level, patch
+        if route not in ("concat", "context"):
+            raise unknown("route", route, ["concat", "context"])
+        if resize not in RESIZES:
+            raise unknown("resize", resize, RESIZES)
+        if not 0 <= noise <= 1:
+            raise InputError(f"noise, the greatest level of noise, must be from 0 to 1: got {noise}")
+        if not 0 <= level <= noise:
+            raise InputError(f"level, that of noise in sampling, must be from 0 to noise, {noise}: got {level}")
+        if (noise > 0) != (embed_dim is not None):
+            raise InputError(
+                f"the level of noise is told through embed_dim: with noise {noise} "
+                + ("give it the network's embed_dim" if noise else f"leave it out (got {embed_dim})")
+            )
+        if (route == "context") != (context_dim is not None):
+            raise InputError(
+                f"tokens have the length context_dim: with route {route} "
+                + ("give it the network's context_dim" if route == "context" else f"leave it out (got {context_dim})")
+            )
+        if context_dim is not None and (context_dim < 1 or context_dim % 4):
+            raise InputError(f"context_dim must be a multiple of 4, for the sinusoids of a place: got {context_dim}")
+        if context_dim is not None and (patch < 1 or any(side % patch for side in self.size)):
+            raise InputError(f"patch must divide the height and width of size, {list(self.size)}: got {patch}")
+        self.concat_channels = channels + 1 if route == "concat" else 0
+        self.context_dim, self.embed_dim = context_dim, embed_dim
+        self.tokens = None if context_dim is None else ImageTokens(channels + 1, context_dim, patch)
+        self.level_embedding = None if embed_dim is None else TimeEmbedding(128, embed_dim)
+
+    def prepare(self, values: Any) -> Tensor:
+        return check_maps(values, self.channels, "an image")
+
+    def augment(self, values: Tensor, normal: Normal) -> Tensor:
+        """uint8 [B, C, h, w] to float32 [B, C + 1, H, W]: x and, as its last channel, s; unchanged without noise."""
+        if self.noise == 0 or (self.level == 0 and not self.training):
+            return values
+        z = resized(scaled(values), self.size, self.resize)
+        # The distribution function of a normal number is uniform.
+        s = self.noise * torch.special.ndtr(normal([])) if self.training else z.new_full((len(z),), self.level)
+        s = s[:, None, None, None]
+        angle = math.pi / 2 * s
+        x = angle.cos() * z + angle.sin() * normal(z.shape[1:])
+        return torch.cat([x, s.expand(-1, 1, *self.size)], 1)
+
+    def forward(self, values: Tensor, drop: Tensor) -> Cond:
+        """The condition of uint8 images without noise, or of what `augment` made of them."""
+        if values.dtype == torch.uint8:
+            x, s = resized(scaled(values), self.size, self.resize), torch.zeros(len(values), device=values.device)
+        else:
+            x, s = values[:, :-1], values[:, -1, 0, 0]
+        given = with_presence(x, drop)  # [B, C + 1, H, W]
+        embed = None
+        if self.level_embedding is not None:
+            embed = self.level_embedding(1000 * s).masked_fill(drop[:, None], 0)
+        if self.tokens is not None:
+            return Cond(context=self.tokens(given), embed=embed)
+        return Cond(concat=given, embed=embed)
+
+
+class MaskedImage(Conditioner):
+    """What is to be filled, for inpainting: the image with its hole zeroed, the mask (1 in the hole), and presence.
+
+    The hole is emptied before anything is resized, so that nothing of what was in it reaches the network.
+    """
+
+    def __init__(self, size: Sequence[int], channels: int = 3, resize: Resize = "bicubic") -> None:
+        """
+        Args:
+            size: Height and width of the network's input.
+            channels: The image's channels. A value has one more, the mask: 255 where to fill and 0 elsewhere. The
+                network's `concat_channels` are two more.
+            resize: How an image of another size is enlarged or reduced: "bicubic", "bilinear" or "nearest"; its mask
+                always to the nearest.
+
+        Raises:
+            InputError: A value is out of range.
+        """
+        super().__init__()
+        self.size, self.channels, self.resize = check_size(size, channels), channels, resize
+        if resize not in RESIZES:
+            raise unknown("resize", resize, RESIZES)
+        self.concat_channels = channels + 2
+
+    def prepare(self, values: Any) -> Tensor:
+        values = check_maps(values, self.channels + 1, "an image and, as its last channel, its mask")
+        mask = values[:, -1]
+        between = mask[(mask != 0) & (mask != 255)]
+        if len(between):
+            raise InputError(f"the mask, the last channel, must be 255 where to fill and 0 elsewhere: got {between[0]}")
+        return values
+
+    def forward(self, values: Tensor, drop: Tensor) -> Cond:
+        mask = values[:, -1:].eq(255).float()
+        z = resized(scaled(values[:, :-1]) * (1 - mask), self.size, self.resize)
+        mask = resized(mask, self.size, "nearest")
+        return Cond(concat=with_presence(torch.cat([z * (1 - mask), mask], 1), drop))
+
+
+class ImageTokens(nn.Module):
+    """A small convolutional encoder: [B, K, H, W] -> [B, (H / p) (W / p), D], row by row.
+
+    Two convolutions, one token for each square of p x p, and its place as two-dimensional sinusoids.
+    """
+
+    def __init__(self, channels: int, context_dim: int, patch: int, width: int = 64) -> None:
+        """
+        Args:
+            channels: K.
+            context_dim: D, a multiple of 4.
+            patch: p.
+            width: Channels between the convolutions.
+        """
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, context_dim, patch, stride=patch),
+        )
+        self.norm = nn.LayerNorm(context_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = self.layers(x.to(self.norm.weight.dtype))  # [B, D, H / p, W / p]
+        _, channels, height, width = squares.shape
+        places = sincos_2d(height, width, channels, squares.device).to(squares.dtype)
+        return self.norm(rearrange(squares, "b d h w -> b (h w) d") + places)
+
+
+def check_size(size: Sequence[int], channels: int) -> tuple[int, int]:
+    """Height and width; raises InputError unless they and the channels are positive."""
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f"size must be [height, width], both positive: got {list(size)}")
+    if channels < 1:
+        raise InputError(f"channels must be at least 1: got {channels}")
+    return size[0], size[1]
+
+
+def check_maps(values: Any, channels: int, what: str) -> Tensor:
+    """Raise InputError unless values are uint8 [N, channels, h, w], of any size."""
+    if not isinstance(values, Tensor):
+        raise InputError(f"{what} must be a tensor, uint8 [N, {channels}, height, width]: got {type(values).__name__}")
+    if values.dtype != torch.uint8 or values.ndim != 4 or values.shape[1] != channels or 0 in values.shape[2:]:
+        got = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+        raise InputError(f"{what} must be uint8 [N, {channels}, height, width], or channels another number: got {got}")
+    return values
+
+
+def scaled(values: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return values.float() / 127.5 - 1
+
+
+def resized(z: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
+    """z in [-1, 1] enlarged or reduced as Pillow does it: [B, K, h, w] -> [B, K, H, W], still in [-1, 1]."""
+    if z.shape[2:] == size:
+        return z
+    if resize == "nearest":
+        return F.interpolate(z, size, mode="nearest-exact")
+    return F.interpolate(z, size, mode=resize, antialias=True).clamp(-1, 1)
+
+
+def with_presence(z: Tensor, drop: Tensor) -> Tensor:
+    """z [B, K, H, W] and a channel of ones; zeros throughout where drop [B] is true: [B, K + 1, H, W]."""
+    return torch.cat([z, torch.ones_like(z[:, :1])], 1).masked_fill(drop[:, None, None, None], 0)
