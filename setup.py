@@ -19,6 +19,7 @@ REQUIRED = [
     "tensorboard>=2.18",
     "torch-fidelity>=0.3",
     "jsonargparse[signatures]>=4.53",
+    "pyyaml>=6",
     "safetensors>=0.5",
     "matplotlib>=3.8",
     "rich>=14.1",

@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusion_lab.callbacks import BitsPerDim, FIDCallback, SampleGrid
+    from diffusion_lab.autoencoder import load_autoencoder, save_autoencoder
+    from diffusion_lab.autoencoder_module import AutoencoderModule
+    from diffusion_lab.callbacks import BitsPerDim, FIDCallback, ReconstructionGrid, SampleGrid
     from diffusion_lab.checkpoint import load, save
     from diffusion_lab.conditions import (
         ClassLabel,
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     )
     from diffusion_lab.configurable import Configurable
     from diffusion_lab.continuous_schedules import CosineSchedule, FlowSchedule, KarrasSchedule
-    from diffusion_lab.data import ClassConditional, Digits, Photographs, Unconditional
+    from diffusion_lab.data import ClassConditional, Digits, Latents, Photographs, Unconditional
     from diffusion_lab.denoiser import Denoiser
     from diffusion_lab.densities import Density, LogitNormal, LogNormal, LossSecondMoment, StratifiedUniform, Uniform
     from diffusion_lab.ema import EMA
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
         LossGuidance,
         Rescale,
     )
+    from diffusion_lab.latent_space import LatentSpace
     from diffusion_lab.likelihood import Likelihood, ProbabilityFlow, VariationalBound
     from diffusion_lab.metrics import DigitClassifier, EfficientNetLite0, Inception
     from diffusion_lab.mixture import GaussianMixture
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         DiTXL,
         FrozenTextEncoder,
         KLAutoencoder,
+        PatchDiscriminator,
         SmallUNet,
         StableDiffusionUNet,
         UNet,
@@ -103,12 +107,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "callbacks": ["BitsPerDim", "FIDCallback", "SampleGrid"],
+    "autoencoder": ["load_autoencoder", "save_autoencoder"],
+    "autoencoder_module": ["AutoencoderModule"],
+    "callbacks": ["BitsPerDim", "FIDCallback", "ReconstructionGrid", "SampleGrid"],
     "checkpoint": ["load", "save"],
     "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions", "Image", "MaskedImage", "Text", "Vector"],
     "configurable": ["Configurable"],
     "continuous_schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule"],
-    "data": ["ClassConditional", "Digits", "Photographs", "Unconditional"],
+    "data": ["ClassConditional", "Digits", "Latents", "Photographs", "Unconditional"],
     "denoiser": ["Denoiser"],
     "densities": ["Density", "LogNormal", "LogitNormal", "LossSecondMoment", "StratifiedUniform", "Uniform"],
     "ema": ["EMA"],
@@ -126,6 +132,7 @@ _HOMES = {
         "LossGuidance",
         "Rescale",
     ],
+    "latent_space": ["LatentSpace"],
     "likelihood": ["Likelihood", "ProbabilityFlow", "VariationalBound"],
     "metrics": ["DigitClassifier", "EfficientNetLite0", "Inception"],
     "mixture": ["GaussianMixture"],
@@ -142,6 +149,7 @@ _HOMES = {
         "DiTXL",
         "FrozenTextEncoder",
         "KLAutoencoder",
+        "PatchDiscriminator",
         "SmallUNet",
         "StableDiffusionUNet",
         "UNet",

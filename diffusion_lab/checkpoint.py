@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_lab.configurable import unrecorded
 from diffusion_lab.errors import InputError, unknown
-from diffusion_lab.files import atomic_folder, check_writable
+from diffusion_lab.files import atomic_folder, check_writable, read_json
 from diffusion_lab.pipeline import CONDITIONS, NETWORK, Pipeline
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def _load_folder(path: Path, weights: str, trust: bool) -> Pipeline:
         raise InputError(f"{path} is no checkpoint: it has no {missing[0]}; give a folder that fit or save wrote")
     if weights != "ema":
         raise InputError(f"{path} holds averaged weights alone: load raw ones from the run's .ckpt")
-    config = _read_json(path / CONFIG)
-    measured = _read_json(path / MEASURED) if (path / MEASURED).is_file() else None
+    config = read_json(path / CONFIG)
+    measured = read_json(path / MEASURED) if (path / MEASURED).is_file() else None
     pipe = Pipeline.from_config(config.get("model", {}), measured, trust)
     try:
         state = load_file(path / WEIGHTS)
@@ -90,16 +90,6 @@ def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(names)}
     pipe.load_state_dict(state, path)
     return pipe
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is truncated or not JSON ({error}): get it again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no object: get it again")
-    return value
 
 
 def check_target(path: Path, overwrite: bool) -> None:

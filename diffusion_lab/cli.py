@@ -24,6 +24,11 @@ TRAINING = {
     "test": "measure a checkpoint on the test images",
     "predict": "write an image for each item of the data",
 }
+OTHERS = {
+    "autoencoder": "fit or validate an autoencoder, for latent diffusion",
+    "latents": "compute the latents of a data set once, to train on",
+    "sample": "generate images from a checkpoint",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,15 +60,24 @@ def run() -> None:
     if arguments and arguments[0] in TRAINING:
         from diffusion_lab.training_cli import run_training
 
-        run_training()
+        run_training(arguments)
         return
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in ("sample",):
-        raise unknown("command", arguments[0], [*TRAINING, "sample"])
+    if arguments and arguments[0] == "autoencoder":
+        from diffusion_lab.training_cli import AutoencoderCLI, run_training
+
+        run_training(arguments[1:] or ["--help"], AutoencoderCLI)
+        return
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in OTHERS:
+        raise unknown("command", arguments[0], [*TRAINING, *OTHERS])
     options = top_parser().parse_args(arguments or ["--help"])
     if options.command == "sample":
         sample(options)
+    elif options.command == "latents":
+        from diffusion_lab.latents_cli import run_latents
+
+        run_latents(options)
     else:
-        raise unknown("command", options.command, [*TRAINING, "sample"])
+        raise unknown("command", options.command, [*TRAINING, *OTHERS])
 
 
 def top_parser() -> Parser:
@@ -77,7 +91,11 @@ def top_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)
-    add_sample(commands.add_parser("sample", help="generate images from a checkpoint"))
+    adders = {"latents": add_latents, "sample": add_sample}
+    for name, text in OTHERS.items():
+        inner = commands.add_parser(name, help=text)
+        if name in adders:
+            adders[name](inner)
     return parser
 
 
@@ -150,6 +168,29 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda or mps; a GPU where there is one, unless given")
     add("--trust", action="store_true", help="run classes from outside diffusion_lab that the checkpoint names")
     add("--output", type=Path, default=Path("samples.png"), metavar="PNG", help="the grid; samples.png unless given")
+
+
+def add_latents(parser: argparse.ArgumentParser) -> None:
+    """The options of `latents`."""
+    parser.description = (
+        "Compute the latents of a data set once, and write them with its conditions for diffusion_lab.Latents to train "
+        "on. The config is that of fit: its data are encoded, or, where they are Latents already, the data whose "
+        "latents those are; of its model only model.space.init_args.autoencoder is read."
+    )
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="YAML", help="a config of fit")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where they are written; data.folder of a config with Latents unless given",
+    )
+    add("--autoencoder", metavar="FOLDER", help="the autoencoder; that of model.space unless given")
+    add("--batch-size", type=int, default=64, metavar="N", help="images on the device at once; 64 unless given")
+    add("--shard-size", type=int, default=8192, metavar="N", help="images in a file; 8192 unless given")
+    add("--dtype", choices=["float32", "float16"], default="float32", help="float32 unless given")
+    add("--device", help="cpu, cuda or mps; a GPU where there is one, unless given")
+    add("--overwrite", action="store_true", help="replace latents at --output")
 
 
 def guidance_scale(text: str) -> float | dict[str, float]:

@@ -59,6 +59,19 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises InputError if it is missing, truncated or another kind of file."""
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is truncated or not JSON ({error}): get it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no object: get it again")
+    return value
+
+
 @contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path`, on the same file system so that renaming is atomic, gone afterwards."""

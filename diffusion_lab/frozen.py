@@ -26,7 +26,8 @@ class Frozen(Generic[M]):
 
     def __call__(self, device: torch.device | str) -> M:
         """The network, moved where it is needed."""
-        return self._network.to(device)
+        with torch.inference_mode(False):  # what is moved inside it could pass no gradient on afterwards
+            return self._network.to(device)
 
     def digest(self) -> str:
         """The SHA-256 of its weights."""

@@ -37,8 +37,9 @@ Weights = Literal["ema", "raw"]
 class DiffusionModule(Configurable, LightningModule):
     """Trains a denoiser with classifier-free dropout of its conditions, averages its weights, and samples from it.
 
-    A batch is a dict: "images", uint8 [B, C, H, W], and a tensor for each condition's name. Sampling and validation
-    call the averaged copy, in `ema.copies`; the trained weights are never touched.
+    A batch is a dict: "images", uint8 [B, C, H, W], or "latents" that were computed before (`data.Latents`), and a
+    tensor for each condition's name. Sampling and validation call the averaged copy, in `ema.copies`; the trained
+    weights are never touched.
 
     Attributes:
         measured: What the FID callback last measured, with its protocol; saved with every checkpoint.
@@ -98,6 +99,7 @@ class DiffusionModule(Configurable, LightningModule):
             )
         self.conditions = Conditions(conditions, drop_prob, independent_drop)
         self.conditions.check_network(network)
+        self._check_shape(network)
         self.ema = ema or EMA()
         self.ema.track(**self._trained())
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -137,9 +139,10 @@ class DiffusionModule(Configurable, LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         generator = training_generator(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
-        drop = self.conditions.drop_mask(len(batch["images"]), generator)
+        x0 = self._clean(batch)
+        drop = self.conditions.drop_mask(len(x0), generator)
         cond = self.conditions(self.conditions.augment(batch, drawn_normal(generator, len(drop))), drop)
-        loss = self.denoiser.loss(self.space.encode(batch["images"]), cond, generator).mean()
+        loss = self.denoiser.loss(x0, cond, generator).mean()
         # The mean since it was last logged, and only when the loggers will write it: self.log takes over a millisecond,
         # which is 1% of a small model's step.
         self._loss_sum, self._losses = self._loss_sum.to(loss.device) + loss.detach(), self._losses + 1
@@ -157,10 +160,10 @@ class DiffusionModule(Configurable, LightningModule):
         self.ema.update(**self._trained())
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self._held_out_loss(batch, batch_idx), sync_dist=True, batch_size=len(batch["images"]))
+        self.log("val/loss", self._held_out_loss(batch, batch_idx), sync_dist=True, batch_size=batch_length(batch))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("test/loss", self._held_out_loss(batch, batch_idx), sync_dist=True, batch_size=len(batch["images"]))
+        self.log("test/loss", self._held_out_loss(batch, batch_idx), sync_dist=True, batch_size=batch_length(batch))
 
     def on_predict_start(self) -> None:
         try:
@@ -175,7 +178,7 @@ class DiffusionModule(Configurable, LightningModule):
         """Images for the batch's conditions, uint8 [B, C, H, W], sampled as the model was measured."""
         world, first = self.trainer.world_size, self.trainer.datamodule.batch_size * batch_idx  # type: ignore[attr-defined]
         # Ranks take every world-th image, so that an image's index, and with it its noise, is its place in the data.
-        indices = [(first + i) * world + self.global_rank for i in range(len(batch["images"]))]
+        indices = [(first + i) * world + self.global_rank for i in range(batch_length(batch))]
         return self.sample(batch, indices=indices, **self._predicting)
 
     def sample(
@@ -193,17 +196,18 @@ class DiffusionModule(Configurable, LightningModule):
         Raises:
             InputError: A value is out of range.
         """
-        if "images" in values:
-            num_images = len(values["images"])
+        if "images" in values or "latents" in values:
+            num_images = batch_length(values)
             values = {name: values[name] for name in self.conditions.names()}
         denoiser, conditions, space = self.parts(weights)
-        training = denoiser.training
+        training = denoiser.training  # and so are its conditions
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
         try:
             with precision:
-                return generate(denoiser.eval(), conditions, space, values, num_images=num_images, **options)
+                return generate(denoiser.eval(), conditions.eval(), space, values, num_images=num_images, **options)
         finally:
             denoiser.train(training)
+            conditions.train(training)
 
     def parts(self, weights: Weights = "ema") -> Model:
         """The denoiser and the conditions with averaged or with raw weights, and the space."""
@@ -242,11 +246,34 @@ class DiffusionModule(Configurable, LightningModule):
     def _trained(self) -> dict[str, nn.Module]:
         return {"denoiser": self.denoiser, "conditions": self.conditions}
 
+    def _check_shape(self, network: nn.Module) -> None:
+        """Raise InputError unless network and conditions are for what the space holds, as far as they say."""
+        shape, channels = self.space.shape, getattr(network, "channels", None)
+        if isinstance(channels, int) and channels != shape[0]:
+            raise InputError(
+                f"model.network.channels is {channels} but what model.space holds has {shape[0]}, as {list(shape)}: "
+                "make them equal"
+            )
+        check_size = getattr(network, "check_size", None)
+        if callable(check_size):
+            check_size(*shape[-2:])
+        self.conditions.check_size(*shape[-2:])
+
+    def _clean(self, batch: dict[str, Tensor]) -> Tensor:
+        """What is diffused: the batch's images, or its latents where those were computed before."""
+        return self.space.normalise(batch["latents"]) if "latents" in batch else self.space.encode(batch["images"])
+
     @torch.no_grad()
     def _held_out_loss(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The averaged weights' loss with all conditions kept, at the same times and noises every time."""
-        denoiser, conditions, space = self.parts("ema")
+        denoiser, conditions, _ = self.parts("ema")
         generator = training_generator(self.device, 0, batch_idx, self.global_rank)
-        keep = torch.zeros(len(batch["images"]), dtype=torch.bool, device=self.device)
+        x0 = self._clean(batch)
+        keep = torch.zeros(len(x0), dtype=torch.bool, device=self.device)
         cond = conditions(conditions.augment(batch, drawn_normal(generator, len(keep))), keep)
-        return denoiser.loss(space.encode(batch["images"]), cond, generator).mean()
+        return denoiser.loss(x0, cond, generator).mean()
+
+
+def batch_length(batch: Mapping[str, Any]) -> int:
+    """How many images a batch is about."""
+    return len(batch["latents"] if "latents" in batch else batch["images"])

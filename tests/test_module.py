@@ -346,7 +346,9 @@ def test_the_default_optimizer_warms_up() -> None:
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match="model.conditions.labels.embed_dim is 8 but model.network.embed_dim is 16"):
+    with pytest.raises(
+        InputError, match="model.conditions.labels gives embeddings of 8 but model.network.embed_dim is 16"
+    ):
         tiny_module(conditions={"labels": ClassLabel(10, 8)})
     with pytest.raises(InputError, match="use X0, V, FLOW or MU"):
         tiny_module(prediction="EPSILON", schedule=TableSchedule([0.5, 1.0]))

@@ -16,13 +16,13 @@ from diffusion_lab.networks.positions import rotary_1d, rotary_2d, rotate, sinco
 
 @pytest.mark.parametrize("side", [1, 4, 16, 32])
 def test_the_table_is_dits(side: int) -> None:
-    theirs = get_2d_sincos_pos_embed(48, side, base_size=side).float()
+    theirs = get_2d_sincos_pos_embed(48, side, base_size=side, output_type="pt").float()
     torch.testing.assert_close(sincos_2d(side, side, 48), theirs, rtol=0, atol=5e-6)
 
 
 def test_the_table_of_a_grid_that_is_not_square_has_the_column_first() -> None:
     columns, rows = torch.meshgrid(torch.arange(5.0), torch.arange(3.0), indexing="xy")
-    theirs = get_2d_sincos_pos_embed_from_grid(16, torch.stack([columns, rows])).float()
+    theirs = get_2d_sincos_pos_embed_from_grid(16, torch.stack([columns, rows]), output_type="pt").float()
     ours = sincos_2d(3, 5, 16)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     r, c = 2, 4

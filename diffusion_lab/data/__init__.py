@@ -8,9 +8,10 @@ from diffusion_lab.data.sources import Digits, Images, Photographs, Source
 
 if TYPE_CHECKING:
     from diffusion_lab.data.class_conditional import ClassConditional
+    from diffusion_lab.data.latents import Latents
     from diffusion_lab.data.unconditional import Unconditional
 
-__all__ = ["ClassConditional", "Digits", "Images", "Photographs", "Source", "Unconditional"]
+__all__ = ["ClassConditional", "Digits", "Images", "Latents", "Photographs", "Source", "Unconditional"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from diffusion_lab.data.class_conditional import ClassConditional
 
         return ClassConditional
+    if name == "Latents":
+        from diffusion_lab.data.latents import Latents
+
+        return Latents
     if name == "Unconditional":
         from diffusion_lab.data.unconditional import Unconditional
 

@@ -1,6 +1,7 @@
 """Networks: `network(x_t, network_time, cond) -> output`."""
 
 from diffusion_lab.networks.autoencoder import KLAutoencoder
+from diffusion_lab.networks.discriminator import PatchDiscriminator
 from diffusion_lab.networks.dit import DiT
 from diffusion_lab.networks.frozen_text import FrozenTextEncoder
 from diffusion_lab.networks.presets import (
@@ -29,6 +30,7 @@ __all__ = [
     "DiTXL",
     "FrozenTextEncoder",
     "KLAutoencoder",
+    "PatchDiscriminator",
     "SmallUNet",
     "StableDiffusionUNet",
     "UNet",

@@ -1,0 +1,271 @@
+"""Latents that are computed once: written as shards, and read from them while training."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffusion_lab.data.sources import Images
+from diffusion_lab.data.unconditional import Batch, Split, Unconditional
+from diffusion_lab.errors import InputError
+from diffusion_lab.files import atomic_folder, check_writable, read_json
+from diffusion_lab.latent_space import LatentSpace
+from diffusion_lab.spaces import Space
+from diffusion_lab.watch import progress_bar
+
+META = "meta.json"
+KEY = "latents"
+SPLITS: tuple[Split, ...] = ("train", "validation")
+MAKE = "make it with `diffusion-lab latents`"
+
+
+def shard_path(folder: Path, split: str, shard: int, column: str) -> Path:
+    """Where a column's part of a shard is."""
+    return folder / f"{split}_{shard:05d}_{column}.npy"
+
+
+def identity(data: Unconditional) -> dict[str, Any]:
+    """What makes a DataModule's images and their order: its config, but for the size of its batches."""
+    config = data.config
+    return {**config, "init_args": {k: v for k, v in config["init_args"].items() if k != "batch_size"}}
+
+
+def check_latents_target(path: Path, overwrite: bool) -> None:
+    """Raise InputError unless latents may be written at `path`: nothing but latents is ever replaced."""
+    if path.is_file():
+        raise InputError(f"{path} is a file: give a folder")
+    here = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    if others := [name for name in here if name != META and not name.endswith(".npy")]:
+        raise InputError(
+            f"{path} holds {others[0]}, which is no part of latents and would be lost: give another folder"
+        )
+    if here and not overwrite:
+        raise InputError(f"{path} already holds latents: give another folder, or --overwrite to replace them")
+    check_writable(path)
+
+
+@torch.no_grad()
+def write_latents(
+    space: LatentSpace,
+    data: Unconditional,
+    path: str | Path,
+    *,
+    batch_size: int = 64,
+    shard_size: int = 8192,
+    dtype: Literal["float32", "float16"] = "float32",
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write the latents of a DataModule's images as `.npy` shards with its conditions, and give their `meta.json`.
+
+    What is written is the posterior means as they are: the space's mean and deviation are applied when they are read.
+
+    Args:
+        space: The space whose latents they are.
+        data: The images.
+        path: The folder; it appears whole or not at all.
+        batch_size: Images on the device at once.
+        shard_size: Images in a file.
+        dtype: float32, or float16 for half the space.
+        device: Where the autoencoder runs.
+        overwrite: Replace latents that are there; anything else is left alone.
+        progress: Show a bar.
+
+    Raises:
+        InputError: A number is below 1, the images do not fit the space, or the folder cannot be written.
+        FloatingPointError: A latent is not finite, in the numbers it is written in.
+    """
+    from diffusion_lab import __version__
+
+    path = Path(path)
+    for name, value in (("batch size", batch_size), ("shard size", shard_size)):
+        if value < 1:
+            raise InputError(f"the {name} of latents must be at least 1: got {value}")
+    check_latents_target(path, overwrite)
+    parts = {split: data.columns(data.part(split)) for split in SPLITS}
+    shape = tuple(parts["train"]["images"].shape[1:])
+    if shape != space.image_shape:
+        raise InputError(f"the data has images of {list(shape)} but the space is for {list(space.image_shape)}")
+    meta: dict[str, Any] = {
+        "diffusion_lab": __version__,
+        "autoencoder": {
+            name: space.config["init_args"][name] for name in ("autoencoder", "digest", "mean", "deviation")
+        },
+        "data": identity(data),
+        "shape": list(space.shape),
+        "dtype": dtype,
+        "splits": {},
+    }
+    batches = sum(-(-min(shard_size, len(each["images"]) - start) // batch_size) for each in parts.values()
+                  for start in range(0, len(each["images"]), shard_size))  # fmt: skip
+    with atomic_folder(path) as folder, progress_bar("encoding" if progress else None, batches) as advance:
+        for split, columns in parts.items():
+            sizes = []
+            for shard, images in enumerate(columns["images"].split(shard_size)):
+                rows = slice(shard * shard_size, shard * shard_size + len(images))
+                for name in columns.keys() - {"images"}:
+                    np.save(shard_path(folder, split, shard, name), columns[name][rows].numpy())
+                made = np.lib.format.open_memmap(
+                    shard_path(folder, split, shard, KEY), "w+", np.dtype(dtype), (len(images), *space.shape)
+                )
+                _fill(made, space, images.split(batch_size), device, advance)
+                sizes.append(len(images))
+            meta["splits"][split] = {"shards": sizes, "columns": sorted(columns.keys() - {"images"})}
+        (folder / META).write_text(json.dumps(meta, indent=2) + "\n")
+    return meta
+
+
+def _fill(
+    made: np.memmap,
+    space: LatentSpace,
+    batches: tuple[Tensor, ...],
+    device: torch.device | str,
+    advance: Callable[[], None],
+) -> None:
+    start = 0
+    for images in batches:
+        stop = start + len(images)
+        with np.errstate(over="ignore"):  # it is refused below
+            made[start:stop] = space.latents(images.to(device)).cpu().numpy()
+        if not np.isfinite(made[start:stop]).all():
+            raise FloatingPointError(f"latents are not finite as {made.dtype}: use float32, or another autoencoder")
+        start = stop
+        advance()
+    made.flush()
+
+
+class LatentShards(Dataset[Batch]):
+    """One split's latents and conditions on disk, served a batch at a time; the system reads the pages it needs."""
+
+    def __init__(self, folder: Path, split: str, meta: dict[str, Any]) -> None:
+        """
+        Args:
+            folder: What `write_latents` wrote.
+            split: train or validation.
+            meta: Its `meta.json`.
+
+        Raises:
+            InputError: A file is missing, truncated or of another shape.
+        """
+        sizes, names = meta["splits"][split]["shards"], [KEY, *meta["splits"][split]["columns"]]
+        self.ends = np.array([*accumulate(sizes)])
+        self.shards = [
+            {name: _map(shard_path(folder, split, shard, name), size) for name in names}
+            for shard, size in enumerate(sizes)
+        ]
+        if any(shard[KEY].shape[1:] != tuple(meta["shape"]) for shard in self.shards):
+            raise InputError(f"the latents in {folder} are not of the shape its {META} says: {MAKE} again")
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: column[0] for name, column in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        wanted = np.array(indices)
+        order = np.argsort(wanted)  # so that each shard is read from front to back
+        rows = wanted[order]
+        shard_of = np.searchsorted(self.ends, rows, side="right")
+        starts = np.concatenate([[0], self.ends])
+        parts = [(self.shards[shard], rows[shard_of == shard] - starts[shard]) for shard in np.unique(shard_of)]
+        batch = {}
+        for name in self.shards[0]:
+            found = np.concatenate([shard[name][local] for shard, local in parts])
+            batch[name] = torch.from_numpy(found[np.argsort(order)])
+        return {**batch, KEY: batch[KEY].float()}
+
+
+def _map(path: Path, size: int) -> np.memmap:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is missing or truncated: {MAKE} again") from error
+    if len(mapped) != size:
+        raise InputError(f"{path} has {len(mapped)} rows where {META} says {size}: {MAKE} again")
+    return mapped
+
+
+class Latents(Unconditional):
+    """Batches `{"latents": float32 [B, c, h, w]}` that were computed before, with the conditions of their images.
+
+    The latents are memory-mapped when a split is first asked for. Order, splits and ranks' parts are as `Unconditional`
+    has them. Real images, for distances and grids, come from the DataModule whose latents they are.
+    """
+
+    def __init__(self, folder: str, data: Unconditional, batch_size: int = 128) -> None:
+        """
+        Args:
+            folder: What `diffusion-lab latents` wrote.
+            data: The DataModule whose latents they are, as it was then; its batch_size does not matter.
+            batch_size: Latents in a batch, on each device.
+
+        Raises:
+            InputError: The batch size is below 1. What is wrong with the folder is found out when it is read.
+        """
+        LightningDataModule.__init__(self)  # and not Unconditional's, whose arguments are those of `data`
+        if batch_size < 1:
+            raise InputError(f"data.batch_size must be at least 1: got {batch_size}")
+        self.folder, self.data, self.batch_size = Path(folder), data, batch_size
+
+    @functools.cached_property
+    def meta(self) -> dict[str, Any]:
+        """What the folder says of itself; raises InputError where there is none, or it is of other data."""
+        if not (self.folder / META).is_file():
+            raise InputError(f"no latents at {self.folder}: {MAKE}")
+        meta = read_json(self.folder / META)
+        if not {"autoencoder", "data", "shape", "splits"} <= meta.keys():
+            raise InputError(f"{self.folder / META} is no description of latents: {MAKE}")
+        if meta["data"] != identity(self.data):
+            raise InputError(
+                f"the latents in {self.folder} are of other data, {json.dumps(meta['data'])}: give data.data the same, "
+                "or make them again with `diffusion-lab latents`"
+            )
+        for split in SPLITS:
+            there, wanted = sum(meta["splits"][split]["shards"]), len(self.data.part(split).images)
+            if there != wanted:
+                raise InputError(f"{self.folder} has {there} {split} latents of now {wanted} images: {MAKE} again")
+        return meta
+
+    def check_space(self, space: Space | None) -> None:
+        """Raise InputError unless the latents are those of a model's space."""
+        if not isinstance(space, LatentSpace):
+            kind = "has none" if space is None else f"is a {type(space).__name__}"
+            raise InputError(f"the data gives latents but model.space {kind}: give diffusion_lab.LatentSpace")
+        made_by = self.meta["autoencoder"]
+        if made_by["digest"] != space.digest:
+            raise InputError(
+                f"the latents in {self.folder} are of another autoencoder, {made_by['autoencoder']} with the SHA-256 "
+                f"{made_by['digest']}; model.space has {space.digest}: {MAKE} again"
+            )
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None:
+            self.check_space(getattr(self.trainer.lightning_module, "space", None))
+
+    def part(self, split: Split) -> Images:
+        """The images of a split, in the order of their latents."""
+        return self.data.part(split)
+
+    def columns(self, images: Images) -> Batch:
+        return self.data.columns(images)
+
+    def conditions(self, count: int) -> dict[str, Tensor]:
+        return self.data.conditions(count)
+
+    def reference(self, split: Split, batch_size: int) -> Iterator[Tensor]:
+        return self.data.reference(split, batch_size)
+
+    def _columns(self, split: Split) -> LatentShards:  # type: ignore[override]  # served in the same way
+        return LatentShards(self.folder, split, self.meta)
