@@ -87,7 +87,8 @@ def nearest(reason: str, options: list[str]) -> str:
     else:
         return ""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    # A name that is some class's, and not this one's, is no slip of the pen.
+    return f"; did you mean {close[0]!r}?" if close and close[0] != name else ""
 
 
 def arguments_of_public_classes() -> list[str]:

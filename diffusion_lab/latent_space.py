@@ -84,14 +84,22 @@ class LatentSpace(Space):
         return self._run(lambda network, part: network.encode(from_uint8(part)).mean, images)
 
     def normalise(self, latents: Tensor) -> Tensor:
-        return (latents.float() - self._mean.to(latents.device)) / self._scale.to(latents.device)
+        mean, scale = self._moments(latents.device)
+        return (latents.float() - mean) / scale
 
     def encode(self, images: Tensor) -> Tensor:
         return self.normalise(self.latents(images))
 
     def decode(self, z: Tensor) -> Tensor:
-        latents = z.float() * self._scale.to(z.device) + self._mean.to(z.device)
-        return self._run(lambda network, part: network.decode(part), latents)
+        mean, scale = self._moments(z.device)
+        return self._run(lambda network, part: network.decode(part), z.float() * scale + mean)
+
+    def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [c, 1, 1], moved once, because a copy from the CPU waits for a GPU."""
+        if self._mean.device != device:
+            with torch.inference_mode(False):
+                self._mean, self._scale = self._mean.to(device), self._scale.to(device)
+        return self._mean, self._scale
 
     def _run(self, apply: Callable[[KLAutoencoder, Tensor], Tensor], batch: Tensor) -> Tensor:
         network = self._autoencoder(batch.device)

@@ -254,6 +254,10 @@ class DiffusionModule(Configurable, LightningModule):
                 f"model.network.channels is {channels} but what model.space holds has {shape[0]}, as {list(shape)}: "
                 "make them equal"
             )
+        if len(shape) == 4 and not getattr(network, "temporal", True):
+            raise InputError(
+                f"model.space is of clips, {list(shape)}, but model.network of images: give a UNet with temporal true"
+            )
         check_size = getattr(network, "check_size", None)
         if callable(check_size):
             check_size(*shape[-2:])

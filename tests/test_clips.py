@@ -9,7 +9,18 @@ import pytest
 import torch
 from oracles import stir
 
-from diffusion_lab import ClassLabel, DiffusionModule, InputError, Pipeline, PixelSpace, TableSchedule, UNet, load, save
+from diffusion_lab import (
+    ClassLabel,
+    DiffusionModule,
+    DiT,
+    InputError,
+    Pipeline,
+    PixelSpace,
+    TableSchedule,
+    UNet,
+    load,
+    save,
+)
 from diffusion_lab.images import grid
 
 SHAPE = (1, 3, 8, 8)
@@ -69,7 +80,10 @@ def test_what_they_cannot_be_asked_for_is_named() -> None:
         pipe(labels=[0], images=torch.zeros(1, *SHAPE, dtype=torch.uint8), mask=torch.ones(8, 8), progress=False)
     with pytest.raises(InputError, match=r"or \[channels, frames, height, width\] of clips"):
         PixelSpace([1, 2, 3, 4, 5])
-    with pytest.raises(InputError, match="give model.network.temporal true"):
-        DiffusionModule(UNet(1, 16, channels_per_head=8), TableSchedule(), PixelSpace(SHAPE)).sample(
-            {}, num_images=1, steps=1
-        )
+    for network in (UNet(1, 16, channels_per_head=8), DiT(1, 2, 16, 1, 2)):
+        with pytest.raises(InputError, match="model.space is of clips, .* but model.network of images"):
+            DiffusionModule(network, TableSchedule(), PixelSpace(SHAPE))
+    with pytest.raises(InputError, match="ColourGuidance is for images"):
+        pipe(labels=[0], guidance="colour(colour=[255])", progress=False)
+    with pytest.raises(InputError, match="an image-text model sees images"):
+        pipe(labels=[0], guidance="image_text(text='a dog')", progress=False)

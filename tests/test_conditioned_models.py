@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from oracles import stir
 from torch import Tensor, nn
 
 from diffusion_lab import (
+    Autoguidance,
     ByteTransformer,
     ClassLabel,
     Cond,
     Conditioner,
+    Conditions,
     DiffusionModule,
     DiT,
     Image,
@@ -30,6 +33,7 @@ from diffusion_lab import (
     load,
     save,
 )
+from diffusion_lab.conditions.base import RESERVED
 
 SIZE, WIDTH, TOKEN = 8, 32, 12
 generator = torch.Generator().manual_seed(0)
@@ -147,6 +151,27 @@ def test_the_noise_of_a_condition_belongs_to_its_image() -> None:
     assert not torch.equal(images[0], images[1]), "each has noise of its own"
     assert torch.equal(images, pipe(low=same, **options, batch_size=1))
     assert not torch.equal(images, pipe(low=same, **options, seed=1))
+
+
+def test_a_guide_sees_the_noise_that_the_model_sees(tmp_path: Path) -> None:
+    make = CASES["noisy image"][0]
+    module = model("unet", make())
+    save(module, tmp_path / "guide")
+    pipe, options = Pipeline(module), dict[str, Any](low=PICTURES, steps=2, progress=False)
+    guided = pipe(**options, guidance=Autoguidance(str(tmp_path / "guide"), scale=3.0))
+    assert ((guided.int() - pipe(**options).int()).abs() <= 1).all(), "away from itself, nothing moves"
+
+
+@pytest.mark.parametrize("name", ["mask", "images", "seed", "type", "a b"])
+def test_names_that_are_taken(name: str) -> None:
+    with pytest.raises(InputError, match=f"a condition cannot be called '{name}'"):
+        Conditions({name: ClassLabel(3, 4)})
+
+
+def test_the_names_that_are_taken_are_those_of_a_call() -> None:
+    calls = (Pipeline.__call__, Pipeline.invert, Pipeline.bits_per_dim)
+    keywords = {name for call in calls for name in inspect.signature(call).parameters} - {"conditions"}
+    assert keywords | {"latents"} == RESERVED
 
 
 def test_a_scale_for_each_condition_and_a_negative_text() -> None:

@@ -319,3 +319,13 @@ def test_a_module_samples_from_images_whatever_the_batches() -> None:
     whole, split = (module.sample({"image": maps(side=4)}, steps=2, guidance_scale=2.0, batch_size=n) for n in (3, 1))
     assert (whole.int() - split.int()).abs().max() <= 1
     assert not torch.equal(whole, module.sample({"image": maps(side=4, seed=1)}, steps=2, guidance_scale=2.0))
+
+
+@pytest.mark.parametrize("resize", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("size", [(16, 16), (5, 7), (32, 20)])
+def test_a_hole_does_not_darken_what_is_beside_it(size: tuple[int, int], resize: str) -> None:
+    white = torch.full((1, 4, 10, 10), 255, dtype=torch.uint8)
+    white[:, 3, :, :5] = 0
+    found = concat(MaskedImage(size, resize=resize)(white, drop(0)))  # type: ignore[arg-type]
+    image, mask = found[:, :3], found[:, 3:4]
+    torch.testing.assert_close(image, (1 - mask).expand_as(image), rtol=0, atol=1e-5)

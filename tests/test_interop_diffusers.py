@@ -173,7 +173,11 @@ def test_latents_with_a_mean_and_deviation_for_each_channel(tmp_path: Path) -> N
         AutoencoderKL, {**AUTOENCODER, "latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [0.5, 0.6, 0.7, 0.8]}
     )
     model.save_pretrained(tmp_path / "theirs")
-    assert read_autoencoder(tmp_path / "theirs")[1:] == ([1.0, 2.0, 3.0, 4.0], [0.5, 0.6, 0.7, 0.8])
+    network, *latents = read_autoencoder(tmp_path / "theirs")
+    scale = model.config["scaling_factor"]  # their pipelines decode z * latents_std / scaling_factor + latents_mean
+    assert latents == [[1.0, 2.0, 3.0, 4.0], [0.5 / scale, 0.6 / scale, 0.7 / scale, 0.8 / scale]]
+    write_folder(network, tmp_path / "ours", latents=(latents[0], latents[1]))
+    assert [*read_autoencoder(tmp_path / "ours")[1:]] == latents
 
 
 def test_old_names_of_attention() -> None:
@@ -199,6 +203,9 @@ def test_old_names_of_attention() -> None:
         ({"_class_name": "UNet2DModel", "resnet_time_scale_shift": "scale_shift"}, "norm_num_groups, 32: got None"),
         ({"_class_name": "UNet2DConditionModel", "down_block_types": ["KDownBlock2D"] * 4}, "has a KDownBlock2D: only"),
         ({"_class_name": "UNet2DConditionModel", "attention_head_dim": [8, 8, 8, 8]}, "heads must all have as many"),
+        ({"_class_name": "UNet2DConditionModel", "cross_attention_dim": [8, 8]}, "this UNet2DConditionModel cannot be had here"),
+        ({"_class_name": "UNet2DConditionModel", "attention_head_dim": [8]}, "this UNet2DConditionModel cannot be had here"),
+        ({"_class_name": "UNet2DModel", "block_out_channels": []}, "this UNet2DModel cannot be had here"),
         ({"_class_name": "AutoencoderKL", "use_quant_conv": False}, "use_quant_conv False and use_post_quant_conv True"),
     ],
 )  # fmt: skip
@@ -218,7 +225,10 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path)
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="is truncated or damaged"):
+    with pytest.raises(InputError, match="config.json is truncated or not JSON"):
+        read_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="safetensors is truncated or damaged"):
         read_folder(tmp_path)
 
 
@@ -229,6 +239,8 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         (lambda: ADMUNet(width=8), "no U-Net with resampling 'residual'"),
         (lambda: UNet(width=8, skip_scale=0.5), "skip_scale 0.5: only 1"),
         (lambda: UNet(width=8, channels_per_head=8, dropout=[0.1, 0.2]), "dropout by level"),
+        (lambda: UNet(width=16, channels_per_head=64, groups=4), "no head of 64 channels where there are fewer"),
+        (lambda: UNet(width=16, heads=2, groups=4, context_dim=4, transformer_layers=[1, 1, 2]), r"in the middle too: got \[1, 1, 2\]"),
         (lambda: UNet(width=8, heads=2), "got heads 2, give channels_per_head"),
         (lambda: UNet(width=8, channels_per_head=8), r"one number of groups for all norms: got \[2, 4"),
     ],

@@ -267,6 +267,7 @@ def test_distances_grids_and_predictions_take_them(here: Path) -> None:
     Trainer(**QUIET, max_steps=1, val_check_interval=1, limit_val_batches=1, callbacks=[fid, grid], default_root_dir=here).fit(module, data)  # fmt: skip
     assert module.measured is not None
     assert module.measured["key"] == "fd_digits_20"
+    assert module.measured["protocol"]["reference"]["data"] == digits().config, "it is the images that were compared"
     assert len(list(here.rglob("samples/*.png"))) == 1
     made = Trainer(**QUIET).predict(module, data)
     assert made is not None
@@ -287,6 +288,8 @@ def test_latents_of_something_else_are_refused(here: Path) -> None:
     refused("are of other data, .*ClassConditional", data=Latents("latents", Unconditional(Digits())))
     refused("are of other data", data=Latents("latents", ClassConditional(Digits(), split_seed=1)))
     refused("model.space is a PixelSpace", latent_module(space=PixelSpace([2, 4, 4])))
+    larger = latent_module(space=LatentSpace("autoencoder", [1, 16, 16]))
+    refused(r"are \[2, 4, 4\] but those of model.space \[2, 8, 8\]: make model.space.image_shape", larger)
     write_autoencoder(Path("other"), seed=1)
     refused(
         "are of another autoencoder, autoencoder with the SHA-256", latent_module(space=LatentSpace("other", [1, 8, 8]))

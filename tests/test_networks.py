@@ -14,6 +14,7 @@ from diffusion_lab import (
     Cond,
     DDPMPlusPlusUNet,
     DDPMUNet,
+    DiT,
     InputError,
     KLAutoencoder,
     SmallUNet,
@@ -21,7 +22,7 @@ from diffusion_lab import (
     UNet,
 )
 from diffusion_lab.configurable import build
-from diffusion_lab.networks.attention import SelfAttention
+from diffusion_lab.networks.attention import SelfAttention, SpatialTransformer
 from diffusion_lab.networks.layers import Given, ResidualBlock, Style, TimeEmbedding, group_norm
 from diffusion_lab.networks.temporal import Temporal
 
@@ -318,6 +319,21 @@ def test_layers_over_frames_are_a_convolution_and_attention_of_each_pixel() -> N
     torch.testing.assert_close(pixels, pixels[:, :, :1, :1].expand_as(pixels), rtol=1e-4, atol=1e-5)
 
 
+def test_attention_of_more_pixels_than_a_gpu_takes_at_once_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Temporal(8, 2, Style())
+    stir(layer)
+    x = torch.randn(2 * 5, 8, 3, 3)
+    whole = layer.attend(x, 5)
+    monkeypatch.setattr("diffusion_lab.networks.temporal.MOST", 7)
+    torch.testing.assert_close(layer.attend(x, 5), whole)
+
+
+def test_transformers_scale_their_sum_as_residual_blocks_do() -> None:
+    layer = SpatialTransformer(8, 2, 4, 1, Style(skip_scale=0.5))
+    x = torch.randn(1, 8, 2, 2)
+    torch.testing.assert_close(layer(x, Given(context=torch.randn(1, 3, 4))), 0.5 * x)
+
+
 # ---------------------------------------------------------------------------------------------------- precision
 
 
@@ -374,6 +390,28 @@ def test_compiled_by_inductor_the_output_is_the_same() -> None:
     torch.testing.assert_close(compiled(*arguments), network(*arguments), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ADM", "Stable Diffusion", "DiT"])
+@torch.no_grad()
+def test_on_a_gpu_it_compiles_to_one_graph_and_half_precision_agrees(name: str) -> None:
+    make, size = (lambda: DiT(4, 2, 32, 2, 2, context_dim=12), 8) if name == "DiT" else NETWORKS[name]
+    network = make().eval()
+    stir(network)
+    x, t, cond = given(network, size)  # type: ignore[arg-type]
+    expected = network(x, t, cond)
+    network, x, t = network.cuda(), x.cuda(), t.cuda()
+    cond = Cond(**{name: None if part is None else part.cuda() for name, part in cond.parts()})
+
+    def difference(output: torch.Tensor) -> float:
+        return ((output.float().cpu() - expected).norm() / expected.norm()).item()
+
+    assert difference(network(x, t, cond)) < 1e-3
+    assert difference(torch.compile(network, fullgraph=True)(x, t, cond)) < 1e-3
+    with torch.autocast("cuda", torch.bfloat16):
+        assert 0 < difference(network(x, t, cond)) < 2e-2
+    assert difference(network.to(memory_format=torch.channels_last)(x, t, cond)) < 1e-3
+
+
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
@@ -394,6 +432,9 @@ def test_compiled_by_inductor_the_output_is_the_same() -> None:
         ({"embedding": "scaleshift"}, "did you mean 'scale_shift'"),
         ({"heads": 3}, "16 channels cannot be split into 3 heads: give a model.network.heads that divides them"),
         ({"width": 112, "channels_per_head": 32}, "112 channels cannot be split into 3 heads of about 32"),
+        ({"eps": 0.0}, "model.network.eps must be a positive number: got 0.0"),
+        ({"skip_scale": float("nan")}, "model.network.skip_scale must be a positive number: got nan"),
+        ({"width": 32, "multipliers": (3,), "groups": 96}, "must divide the channels of every level: got 96"),
         ({"temporal": True, "heads": 16, "attention_levels": (0,)}, "turns pairs of channels, but a head has 1"),
     ],
 )  # fmt: skip
@@ -411,7 +452,8 @@ def test_bad_options_are_named(options: dict[str, object], message: str) -> None
         ({}, (1, 1, 8, 8), Cond(context=torch.zeros(1, 2, 3)), "attends to no tokens but the conditions give tokens of 3: make model.network.context_dim"),
         ({"context_dim": 4}, (1, 1, 8, 8), Cond(context=torch.zeros(1, 2, 3)), "attends to tokens of 4 channels but the conditions give tokens of 3"),
         ({"context_dim": 4}, (1, 1, 8, 8), Cond(), "tokens of 4 channels but the conditions give none"),
-        ({}, (1, 1, 2, 8, 8), Cond(), "5 dimensions: give model.network.temporal true"),
+        ({}, (1, 1, 2, 8, 8), Cond(), "5 dimensions: clips .* are for a UNet with model.network.temporal true"),
+        ({}, (1, 1, 8, 8), Cond(embed=torch.zeros(1, 7)), "takes embeddings of 32 but the conditions give 7"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(

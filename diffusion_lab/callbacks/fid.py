@@ -200,7 +200,7 @@ class FIDCallback(Samples):
             gaussian = reference.compute()
             floor = self._floor(trainer, data, every, origin.to(device), advance) if self.samples <= every - 2 else None
         protocol = {
-            "data": data.config,
+            "data": data.origin.config,
             "split": self.reference,
             "images": chosen,
             "sha256": digest.hexdigest(),

@@ -15,6 +15,10 @@ from diffusion_lab.configurable import Configurable
 from diffusion_lab.errors import InputError
 from diffusion_lab.noise import Normal
 
+# What a batch, or the keywords of a pipeline's calls, have by these names already.
+RESERVED = {"batch_size", "clip_x0", "filling", "guidance", "guidance_scale", "images", "latents", "likelihood", "mask"}
+RESERVED |= {"negative", "num_images", "output_type", "progress", "sampler", "seed", "self", "spacing", "steps", "x_T"}
+
 
 @dataclass(frozen=True)
 class Cond:
@@ -131,9 +135,12 @@ class Conditions(nn.Module):
                 scale of its own; otherwise all of a sample at once.
 
         Raises:
-            InputError: drop_prob lies outside 0..1.
+            InputError: drop_prob lies outside 0..1, or a name is taken.
         """
         super().__init__()
+        for name in conditioners or {}:
+            if name in RESERVED or hasattr(nn.ModuleDict, name) or not name.isidentifier():
+                raise InputError(f"a condition cannot be called {name!r}, which is taken: give it another name")
         if not 0 <= drop_prob <= 1:
             raise InputError(f"drop_prob, the probability of null, must be from 0 to 1: got {drop_prob}")
         self.conditioners = nn.ModuleDict(dict(conditioners or {}))

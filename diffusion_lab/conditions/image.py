@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -16,9 +16,9 @@ from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.networks.layers import TimeEmbedding
 from diffusion_lab.networks.positions import sincos_2d
 from diffusion_lab.noise import Normal
+from diffusion_lab.spaces import from_uint8
 
 Resize = Literal["bicubic", "bilinear", "nearest"]
-RESIZES = ("bicubic", "bilinear", "nearest")
 
 
 class Image(Conditioner):
@@ -66,12 +66,14 @@ class Image(Conditioner):
         self.noise, self.level, self.patch = noise, level, patch
         if route not in ("concat", "context"):
             raise unknown("route", route, ["concat", "context"])
-        if resize not in RESIZES:
-            raise unknown("resize", resize, RESIZES)
+        if resize not in get_args(Resize):
+            raise unknown("resize", resize, get_args(Resize))
         if not 0 <= noise <= 1:
             raise InputError(f"noise, the greatest level of noise, must be from 0 to 1: got {noise}")
         if not 0 <= level <= noise:
             raise InputError(f"level, that of noise in sampling, must be from 0 to noise, {noise}: got {level}")
+        if embed_dim is not None and embed_dim < 1:
+            raise InputError(f"embed_dim must be at least 1: got {embed_dim}")
         if (noise > 0) != (embed_dim is not None):
             raise InputError(
                 f"the level of noise is told through embed_dim: with noise {noise} "
@@ -92,13 +94,16 @@ class Image(Conditioner):
         self.level_embedding = None if embed_dim is None else TimeEmbedding(128, embed_dim)
 
     def prepare(self, values: Any) -> Tensor:
+        augmented = (self.channels + 1, *self.size)
+        if self.noise and isinstance(values, Tensor) and values.is_floating_point() and values.shape[1:] == augmented:
+            return values  # what `augment` made, for another model that is asked beside this one
         return check_maps(values, self.channels, "an image")
 
     def augment(self, values: Tensor, normal: Normal) -> Tensor:
         """uint8 [B, C, h, w] to float32 [B, C + 1, H, W]: x and, as its last channel, s; unchanged without noise."""
         if self.noise == 0 or (self.level == 0 and not self.training):
             return values
-        z = resized(scaled(values), self.size, self.resize)
+        z = resized(from_uint8(values), self.size, self.resize)
         # The distribution function of a normal number is uniform.
         s = self.noise * torch.special.ndtr(normal([])) if self.training else z.new_full((len(z),), self.level)
         s = s[:, None, None, None]
@@ -109,7 +114,7 @@ class Image(Conditioner):
     def forward(self, values: Tensor, drop: Tensor) -> Cond:
         """The condition of uint8 images without noise, or of what `augment` made of them."""
         if values.dtype == torch.uint8:
-            x, s = resized(scaled(values), self.size, self.resize), torch.zeros(len(values), device=values.device)
+            x, s = resized(from_uint8(values), self.size, self.resize), torch.zeros(len(values), device=values.device)
         else:
             x, s = values[:, :-1], values[:, -1, 0, 0]
         given = with_presence(x, drop)  # [B, C + 1, H, W]
@@ -141,8 +146,8 @@ class MaskedImage(Conditioner):
         """
         super().__init__()
         self.size, self.channels, self.resize = check_size(size, channels), channels, resize
-        if resize not in RESIZES:
-            raise unknown("resize", resize, RESIZES)
+        if resize not in get_args(Resize):
+            raise unknown("resize", resize, get_args(Resize))
         self.concat_channels = channels + 2
 
     def prepare(self, values: Any) -> Tensor:
@@ -155,7 +160,7 @@ class MaskedImage(Conditioner):
 
     def forward(self, values: Tensor, drop: Tensor) -> Cond:
         mask = values[:, -1:].eq(255).float()
-        z = resized(scaled(values[:, :-1]) * (1 - mask), self.size, self.resize)
+        z = resized_known(from_uint8(values[:, :-1]), 1 - mask, self.size, self.resize)
         mask = resized(mask, self.size, "nearest")
         return Cond(concat=with_presence(torch.cat([z * (1 - mask), mask], 1), drop))
 
@@ -210,11 +215,6 @@ def check_maps(values: Any, channels: int, what: str) -> Tensor:
     return values
 
 
-def scaled(values: Tensor) -> Tensor:
-    """uint8 to float32 in [-1, 1]."""
-    return values.float() / 127.5 - 1
-
-
 def resized(z: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
     """z in [-1, 1] enlarged or reduced as Pillow does it: [B, K, h, w] -> [B, K, H, W], still in [-1, 1]."""
     if z.shape[2:] == size:
@@ -222,6 +222,22 @@ def resized(z: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
     if resize == "nearest":
         return F.interpolate(z, size, mode="nearest-exact")
     return F.interpolate(z, size, mode=resize, antialias=True).clamp(-1, 1)
+
+
+def resized_known(z: Tensor, known: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
+    """The same of what is known alone: each pixel is a mean of known ones, so that no hole darkens what is beside it.
+
+    Args:
+        z: [B, K, h, w].
+        known: [B, 1, h, w], 1 where z is known and 0 elsewhere.
+        size: H and W.
+        resize: How.
+    """
+    if z.shape[2:] == size:
+        return z * known
+    options = {"mode": "nearest-exact"} if resize == "nearest" else {"mode": resize, "antialias": True}
+    joined, weight = (F.interpolate(each, size, **options) for each in (z * known, known))
+    return torch.where(weight > 0.05, joined / weight.clamp(min=0.05), 0).clamp(-1, 1)
 
 
 def with_presence(z: Tensor, drop: Tensor) -> Tensor:

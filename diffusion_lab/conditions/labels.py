@@ -32,6 +32,8 @@ class ClassLabel(Conditioner):
         super().__init__()
         if num_classes < 1:
             raise InputError(f"num_classes must be at least 1: got {num_classes}")
+        if embed_dim < 1:
+            raise InputError(f"embed_dim must be at least 1: got {embed_dim}")
         if route not in ("embed", "concat", "context"):
             raise unknown("route", route, ["embed", "concat", "context"])
         self.num_classes, self.route = num_classes, route

@@ -26,8 +26,13 @@ class Text(Conditioner):
             embed_dim: Length of what a linear layer makes of the pooled vector, the network's `embed_dim`; without it
                 the pooled vector is not used.
             truncate: Cut off what the encoder does not read of a longer text; otherwise such a text is refused.
+
+        Raises:
+            InputError: embed_dim is not positive.
         """
         super().__init__()
+        if embed_dim is not None and embed_dim < 1:
+            raise InputError(f"embed_dim must be at least 1: got {embed_dim}")
         self.encoder, self.truncate = encoder, truncate
         self.context_dim, self.embed_dim = encoder.width, embed_dim
         self.projection = None if embed_dim is None else nn.Linear(encoder.width, embed_dim)

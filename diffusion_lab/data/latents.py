@@ -208,7 +208,7 @@ class Latents(Unconditional):
         """
         Args:
             folder: What `diffusion-lab latents` wrote.
-            data: The DataModule whose latents they are, as it was then; its batch_size does not matter.
+            data: The DataModule whose latents they are, as it was then, with any batch_size that it takes.
             batch_size: Latents in a batch, on each device.
 
         Raises:
@@ -243,6 +243,11 @@ class Latents(Unconditional):
         if not isinstance(space, LatentSpace):
             kind = "has none" if space is None else f"is a {type(space).__name__}"
             raise InputError(f"the data gives latents but model.space {kind}: give diffusion_lab.LatentSpace")
+        if tuple(self.meta["shape"]) != space.shape:
+            raise InputError(
+                f"the latents in {self.folder} are {self.meta['shape']} but those of model.space {list(space.shape)}: "
+                "make model.space.image_shape that of the images"
+            )
         made_by = self.meta["autoencoder"]
         if made_by["digest"] != space.digest:
             raise InputError(
@@ -263,6 +268,10 @@ class Latents(Unconditional):
 
     def conditions(self, count: int) -> dict[str, Tensor]:
         return self.data.conditions(count)
+
+    @property
+    def origin(self) -> Unconditional:
+        return self.data
 
     def reference(self, split: Split, batch_size: int) -> Iterator[Tensor]:
         return self.data.reference(split, batch_size)

@@ -114,6 +114,11 @@ class Unconditional(Configurable, LightningDataModule):
         """A value of each condition for `count` generated images, by the conditions' names: here none."""
         return {}
 
+    @property
+    def origin(self) -> Unconditional:
+        """The DataModule whose images the reference is, for a protocol."""
+        return self
+
     def reference(self, split: Split, batch_size: int) -> Iterator[Tensor]:
         """All images of a split, unshuffled and unaugmented, as uint8 batches: what samples are compared with."""
         return iter(self.part(split).images.split(batch_size))

@@ -37,6 +37,8 @@ class ImageTextGuidance(LossGuidance):
         self._similarity: Similarity | None = None
 
     def check(self, model: Model) -> None:
+        if len(model.space.image_shape) != 3:
+            raise InputError("an image-text model sees images, and this model makes clips: give a loss of your own")
         if model.space.image_shape[0] not in (1, 3):
             raise InputError(f"an image-text model sees 1 or 3 channels: this model makes {model.space.image_shape[0]}")
         self._load()

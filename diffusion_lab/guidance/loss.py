@@ -87,6 +87,8 @@ class ColourGuidance(LossGuidance):
         self.colour = tuple(colour)
 
     def check(self, model: Model) -> None:
+        if len(model.space.image_shape) != 3:
+            raise InputError("ColourGuidance is for images, and this model makes clips: give a loss of your own")
         channels = model.space.image_shape[0]
         if len(self.colour) != channels:
             raise InputError(f"the colour {self.colour} has {len(self.colour)} channels but images have {channels}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion_lab.errors import InputError
-from diffusion_lab.files import atomic_folder
+from diffusion_lab.files import atomic_folder, read_json
 from diffusion_lab.interop.diffusers_configs import (
     autoencoder_config,
     autoencoder_options,
@@ -49,10 +49,15 @@ def build_network(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNe
     """
     config = complete(config)
     network: UNet | KLAutoencoder
-    if config["_class_name"] == "AutoencoderKL":
-        network = KLAutoencoder(**autoencoder_options(config))
-    else:
-        network = UNet(**unet_options(config))
+    try:
+        if config["_class_name"] == "AutoencoderKL":
+            network = KLAutoencoder(**autoencoder_options(config))
+        else:
+            network = UNet(**unet_options(config))
+    except InputError:
+        raise
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(f"the config of this {config['_class_name']} cannot be had here: {error}") from error
     state, ours = modern(state), network.state_dict()
     keys = keys_of(network, config)
     if wrong := sorted({name for key in keys for name in key.theirs} ^ state.keys()):
@@ -67,19 +72,24 @@ def build_network(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNe
     return network
 
 
-def to_diffusers(network: nn.Module, use_linear_projection: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_diffusers(
+    network: nn.Module,
+    use_linear_projection: bool = False,
+    latents: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and weights of the diffusers model that a network of ours is.
 
     Args:
         network: A UNet or a KLAutoencoder.
         use_linear_projection: Transformers are entered and left by linear layers, as in Stable Diffusion 2, and not by
             convolutions, as in 1; the numbers are the same.
+        latents: Mean and deviation of each channel of an autoencoder's latents, as `read_autoencoder` gives them.
 
     Raises:
         InputError: There is no such model in diffusers.
     """
     if isinstance(network, KLAutoencoder):
-        config = autoencoder_config(network)
+        config = autoencoder_config(network, latents)
     elif isinstance(network, UNet):
         config = unet_config(network, use_linear_projection)
     else:
@@ -100,12 +110,27 @@ def read_autoencoder(path: str | Path) -> tuple[KLAutoencoder, list[float], list
     network = build_network(config, state)
     if not isinstance(network, KLAutoencoder):
         raise InputError(f"{path} holds a {config['_class_name']}: give an AutoencoderKL")
-    return network, *latent_statistics(complete(config))
+    try:
+        return network, *latent_statistics(complete(config))
+    except (TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{path} has no usable scaling of its latents ({error}): correct its {CONFIG}") from error
 
 
-def write_folder(network: nn.Module, path: str | Path, use_linear_projection: bool = False) -> Path:
-    """Write a network as diffusers' `from_pretrained` reads it; raises InputError where it cannot be written."""
-    config, state = to_diffusers(network, use_linear_projection)
+def write_folder(
+    network: nn.Module,
+    path: str | Path,
+    use_linear_projection: bool = False,
+    latents: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Path:
+    """Write a network as diffusers' `from_pretrained` reads it; raises InputError where it cannot be written.
+
+    Args:
+        network: A UNet or a KLAutoencoder.
+        path: The folder; it appears whole or not at all.
+        use_linear_projection: As for `to_diffusers`.
+        latents: As for `to_diffusers`.
+    """
+    config, state = to_diffusers(network, use_linear_projection, latents)
     path = Path(path)
     if path.exists():
         raise InputError(f"{path} is there already: give another folder")
@@ -129,7 +154,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"{path} is no folder of a diffusers network: it has no {name}; give one that save_pretrained wrote"
             )
     try:
-        config = json.loads((path / CONFIG).read_text())
-        return dict(config), load_file(path / WEIGHTS)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is truncated or damaged ({error}): get it again") from error
+        return read_json(path / CONFIG), load_file(path / WEIGHTS)
+    except SafetensorError as error:
+        raise InputError(f"{path / WEIGHTS} is truncated or damaged ({error}): get it again") from error

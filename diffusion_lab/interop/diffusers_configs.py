@@ -196,7 +196,7 @@ def unet_config(network: UNet, linear: bool) -> Config:
     }
     if conditional:
         config["cross_attention_dim"], config["use_linear_projection"] = network.context_dim, linear
-        config["transformer_layers_per_block"] = options["transformer_layers"]
+        config["transformer_layers_per_block"] = _layers(options["transformer_layers"], len(widths))
     else:
         config["attn_norm_num_groups"] = config["norm_num_groups"]
     return config
@@ -219,8 +219,16 @@ def autoencoder_options(config: Config) -> Config:
     }
 
 
-def autoencoder_config(network: KLAutoencoder) -> Config:
-    """The config of the AutoencoderKL that ours is."""
+def autoencoder_config(network: KLAutoencoder, latents: tuple[Sequence[float], Sequence[float]] | None) -> Config:
+    """The config of the AutoencoderKL that ours is.
+
+    Args:
+        network: Ours.
+        latents: Mean and deviation of each channel of its latents; as diffusers has them unless given.
+    """
+    statistics = {}
+    if latents is not None:
+        statistics = {"latents_mean": [*latents[0]], "latents_std": [*latents[1]], "scaling_factor": 1.0}
     options = network.config["init_args"]
     widths = [options["width"] * each for each in options["multipliers"]]
     return {
@@ -236,15 +244,20 @@ def autoencoder_config(network: KLAutoencoder) -> Config:
         "use_quant_conv": options["latent_convs"],
         "use_post_quant_conv": options["latent_convs"],
         "mid_block_add_attention": options["attention"],
+        **statistics,
     }
 
 
 def latent_statistics(config: Config) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel of the latents, of which diffusers has (z - shift_factor) * scaling_factor."""
+    """Mean and deviation of each channel of the latents, by a complete config.
+
+    diffusers' pipelines diffuse (z - latents_mean) * scaling_factor / latents_std, or, where a config has none of
+    these, (z - shift_factor) * scaling_factor.
+    """
+    count, scale = config["latent_channels"], config["scaling_factor"]
     if config["latents_mean"] is not None and config["latents_std"] is not None:
-        return [*config["latents_mean"]], [*config["latents_std"]]
-    count = config["latent_channels"]
-    return [config["shift_factor"] or 0.0] * count, [1 / config["scaling_factor"]] * count
+        return [*map(float, config["latents_mean"])], [deviation / scale for deviation in config["latents_std"]]
+    return [config["shift_factor"] or 0.0] * count, [1 / scale] * count
 
 
 def _widths(config: Config) -> Config:
@@ -291,7 +304,17 @@ def _head_dim(options: Config, widths: Sequence[int], conditional: bool) -> Any:
         return heads or [max(wide // each, 1) for wide in widths]
     if heads not in (None, 1):
         raise InputError(f"a UNet2DModel has its heads by their channels: got heads {heads}, give channels_per_head")
+    if not heads and each > min(widths[level] for level in {*options["attention_levels"], len(widths) - 1}):
+        raise InputError(f"a UNet2DModel has no head of {each} channels where there are fewer: give heads 1")
     return None if heads else each
+
+
+def _layers(layers: int | Sequence[int], levels: int) -> int | list[int]:
+    if not isinstance(layers, Sequence):
+        return layers
+    if len(layers) > levels and layers[-1] != layers[-2]:
+        raise InputError(f"diffusers has the last level's transformer layers in the middle too: got {list(layers)}")
+    return [*layers[:levels]]
 
 
 def _groups(network: UNet | KLAutoencoder) -> int:

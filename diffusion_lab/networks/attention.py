@@ -84,7 +84,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, heads: int, context_dim: int, depth: int, style: Style) -> None:
         super().__init__()
-        self.norm = group_norm(channels, style.groups, eps=1e-6)
+        self.style, self.norm = style, group_norm(channels, style.groups, eps=1e-6)
         self.enter = nn.Linear(channels, channels)
         self.layers = nn.ModuleList(TransformerLayer(channels, heads, context_dim) for _ in range(depth))
         self.leave = zero_init(nn.Linear(channels, channels))
@@ -94,4 +94,4 @@ class SpatialTransformer(nn.Module):
         h = self.enter(rearrange(self.norm(x), "b c h w -> b (h w) c"))          # [B, H W, C]
         for layer in self.layers:
             h = layer(h, given.context, given.mask)
-        return x + rearrange(self.leave(h), "b (h w) c -> b c h w", h=x.shape[2])
+        return self.style.add(x, rearrange(self.leave(h), "b (h w) c -> b c h w", h=x.shape[2]))

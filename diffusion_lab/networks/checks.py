@@ -11,11 +11,19 @@ from diffusion_lab.conditions import Cond
 from diffusion_lab.errors import InputError, unknown
 
 
-def check_sizes(least: int = 1, even: bool = False, **sizes: int | None) -> None:
-    """Raise InputError for a size that is too small, or odd where it must be even."""
+def check_sizes(even: bool = False, **sizes: int | None) -> None:
+    """Raise InputError for a size that is not positive (concat_channels may be 0), or odd where it must be even."""
     for name, size in sizes.items():
+        least = 0 if name == "concat_channels" else 1
         if size is not None and (size < least or (even and size % 2)):
             raise InputError(f"model.network.{name} must be at least {least}{' and even' * even}: got {size}")
+
+
+def check_positive(**numbers: float) -> None:
+    """Raise InputError for what is no positive number."""
+    for name, number in numbers.items():
+        if not 0 < number < float("inf"):
+            raise InputError(f"model.network.{name} must be a positive number: got {number}")
 
 
 def check_choice(name: str, value: str, known: Any) -> None:
@@ -40,7 +48,7 @@ def check_levels(
             f"model.network.attention_levels {list(attention_levels)} must be among the levels 0 to "
             f"{len(multipliers) - 1}"
         )
-    if groups is not None and (groups < 1 or any(width * multiplier % groups for multiplier in multipliers)):
+    if groups is not None and (groups < 1 or any(width * multiplier % groups for multiplier in (1, *multipliers))):
         raise InputError(f"model.network.groups must divide the channels of every level: got {groups}")
     dropouts = of_levels("dropout", dropout, len(multipliers))
     if not all(0 <= share < 1 for share in dropouts):
@@ -66,6 +74,9 @@ def of_levels(name: str, value: float | Sequence[float], levels: int) -> list[fl
 class Takes(Protocol):
     """What a network says of its inputs."""
 
+    temporal: bool
+    embed_dim: int
+
     channels: int
     concat_channels: int
     context_dim: int | None
@@ -73,6 +84,11 @@ class Takes(Protocol):
 
 def check_input(name: str, network: Takes, x_t: Tensor, cond: Cond) -> None:
     """Raise InputError for channels or tokens that the network was not built for."""
+    if x_t.ndim != 4 and not (network.temporal and x_t.ndim == 5):
+        raise InputError(
+            f"the {name} takes images [B, C, H, W] but got {x_t.ndim} dimensions: clips [B, C, F, H, W] are for a UNet "
+            "with model.network.temporal true"
+        )
     takes, given = network.channels + network.concat_channels, x_t.shape[1]
     given += 0 if cond.concat is None else cond.concat.shape[1]
     if given != takes:
@@ -85,6 +101,11 @@ def check_input(name: str, network: Takes, x_t: Tensor, cond: Cond) -> None:
         raise InputError(
             f"conditions of {'x'.join(map(str, cond.concat.shape[-2:]))} cannot lie beside an input of "
             f"{'x'.join(map(str, sides))}: make the size of those in model.conditions that of the input"
+        )
+    if cond.embed is not None and cond.embed.shape[-1] != network.embed_dim:
+        raise InputError(
+            f"the {name} takes embeddings of {network.embed_dim} but the conditions give {cond.embed.shape[-1]}: make "
+            "model.network.embed_dim theirs"
         )
     tokens = None if cond.context is None else cond.context.shape[-1]
     if tokens != network.context_dim:

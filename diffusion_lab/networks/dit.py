@@ -29,8 +29,11 @@ class DiT(Configurable, nn.Module):
 
     Attributes:
         embed_dim: D of the embeddings it takes: its width.
+        temporal: Whether it takes clips: it does not.
         downsampling: What an image's sides must be divisible by: the patch.
     """
+
+    temporal = False
 
     def __init__(
         self,
@@ -78,11 +81,10 @@ class DiT(Configurable, nn.Module):
         self.concat_channels, self.context_dim, self.embed_dim = concat_channels, context_dim, width
         self.heads, self.positions, self.checkpointing, self.downsampling = heads, positions, checkpointing, patch
         check_sizes(channels=channels, patch=patch, width=width, depth=depth, heads=heads, out_channels=out_channels)
-        check_sizes(context_dim=context_dim)
-        check_sizes(0, concat_channels=concat_channels)
+        check_sizes(context_dim=context_dim, concat_channels=concat_channels)
         check_choice("text", text, TextRoute)
         check_choice("positions", positions, Positions)
-        hidden = int(width * mlp_ratio)
+        hidden = int(width * mlp_ratio) if 0 < mlp_ratio < float("inf") else 0
         if hidden < 1:
             raise InputError(f"model.network.mlp_ratio must leave an MLP hidden channels: got {mlp_ratio}; 4 is usual")
         if text == "joint" and context_dim is None:

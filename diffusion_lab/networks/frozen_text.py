@@ -26,7 +26,8 @@ class FrozenTextEncoder(TextEncoder):
     """A text encoder of transformers: never trained, in no checkpoint, shared by all copies of its holder.
 
     Every text is padded to `max_length`, so that what else is in a batch makes no difference, and what it gave is kept:
-    a text is encoded once. It runs in float32 whatever the module's precision.
+    a text is encoded once. It runs in float32 whatever the module's precision. To look texts up, their bytes are copied
+    to the CPU, for which a GPU is waited.
 
     The pooled vector is CLIP's own, that of the end token; otherwise it is the mean of the tokens that count.
     """

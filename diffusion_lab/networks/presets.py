@@ -1,4 +1,4 @@
-"""The networks of papers by name; every option but those of its architecture can still be given."""
+"""The networks of papers by name; what a preset does not fix can still be given."""
 
 from __future__ import annotations
 

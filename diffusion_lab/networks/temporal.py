@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 from diffusion_lab.errors import InputError
 from diffusion_lab.networks.layers import Given, Style, zero_init
 from diffusion_lab.networks.positions import rotary_1d, rotate
+
+MOST = 2**16 - 1  # sequences that CUDA's attention takes at once
 
 
 class Temporal(nn.Module):
@@ -53,6 +56,8 @@ class Temporal(nn.Module):
         tokens = rearrange(self.attention_norm(x), "(b f) c h w -> (b h w) f c", f=frames)
         q, k, v = rearrange(self.qkv(tokens), "n f (three heads c) -> three n heads f c", three=3, heads=self.heads)
         angles = rotary_1d(frames, q.shape[-1], x.device)                        # [F, C / heads / 2]
-        attended = F.scaled_dot_product_attention(rotate(q, angles), rotate(k, angles), v)
+        q, k = rotate(q, angles), rotate(k, angles)
+        parts = zip(*(each.split(MOST) for each in (q, k, v)), strict=True)
+        attended = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
         out = self.out(rearrange(attended, "n heads f c -> n f (heads c)"))      # [B H W, F, C]
         return rearrange(out, "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3])

@@ -14,7 +14,7 @@ from diffusion_lab.conditions import Cond
 from diffusion_lab.configurable import Configurable
 from diffusion_lab.errors import InputError
 from diffusion_lab.networks.attention import SelfAttention, SpatialTransformer, count_heads
-from diffusion_lab.networks.checks import check_choice, check_input, check_levels, check_sizes
+from diffusion_lab.networks.checks import check_choice, check_input, check_levels, check_positive, check_sizes
 from diffusion_lab.networks.layers import (
     Downsample,
     Given,
@@ -105,7 +105,8 @@ class UNet(Configurable, nn.Module):
             resampling: Between levels, by a convolution ("conv"; "conv_end" pads as DDPM's weights expect), by a
                 residual block (ADM), or by one with a convolution on its skip ("projected_residual", as in EDM).
             dropout: In residual blocks, or a share for each level, the last the middle's.
-            skip_scale: What a block's sum with its input is multiplied by: 1, or sqrt(1/2) in SR3 and EDM.
+            skip_scale: What the sum of a residual block or an attention with its input is multiplied by: 1, or
+                sqrt(1/2) in SR3 and EDM.
             groups: Groups of each norm; as many as divide the channels, up to 32 of at least 4 channels, unless given.
             eps: What norms add to a variance.
             init: Initialise as "torch" does, or by "xavier" with no bias, as DDPM and EDM do.
@@ -118,6 +119,7 @@ class UNet(Configurable, nn.Module):
         Raises:
             InputError: A number is out of range, a level does not exist, or heads do not divide channels.
         """
+        # Before anything else is assigned: what a preset hands on is in no other record.
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.options = options
@@ -125,8 +127,7 @@ class UNet(Configurable, nn.Module):
         self.concat_channels, self.embed_dim, self.context_dim = concat_channels, embed_dim, context_dim
         self.temporal, self.checkpointing, self.downsampling = temporal, checkpointing, 2 ** (len(multipliers) - 1)
         check_sizes(channels=channels, out_channels=self.out_channels, blocks=blocks, heads=heads, embed_dim=embed_dim)
-        check_sizes(channels_per_head=channels_per_head, context_dim=context_dim)
-        check_sizes(least=0, concat_channels=concat_channels)
+        check_sizes(channels_per_head=channels_per_head, context_dim=context_dim, concat_channels=concat_channels)
         check_sizes(even=True, width=width)
         check_choice("up_attention", up_attention, UpAttention)
         check_choice("embedding", embedding, Embedding)
@@ -134,6 +135,7 @@ class UNet(Configurable, nn.Module):
         check_choice("resampling", resampling, Resampling)
         check_choice("init", init, Init)
         dropouts, depths = check_levels(width, multipliers, attention_levels, dropout, transformer_layers, groups)
+        check_positive(eps=eps, skip_scale=skip_scale)
         style = Style(embedding == "scale_shift", skip_scale, groups, eps)
         widths = [width * multiplier for multiplier in multipliers]
         residual = resampling in ("residual", "projected_residual")
@@ -201,11 +203,6 @@ class UNet(Configurable, nn.Module):
             InputError: The image or the conditions do not fit the network.
         """
         self.check_size(*x_t.shape[-2:])
-        if x_t.ndim != 4 and not (self.temporal and x_t.ndim == 5):
-            raise InputError(
-                f"the U-Net takes images [B, C, H, W] but got {x_t.ndim} dimensions: give model.network.temporal true "
-                "for clips [B, C, F, H, W]"
-            )
         check_input("U-Net", self, x_t, cond)
         frames = x_t.shape[2] if x_t.ndim == 5 else 1
         h = self.enter(self._images(x_t, cond))                         # [B F, width, H, W]
