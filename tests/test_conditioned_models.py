@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from oracles import stir
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from diffusion_lab import (
     Autoguidance,
@@ -218,3 +220,18 @@ def test_raw_weights_are_sampled_with_their_conditions_in_eval_mode() -> None:
     module.train()
     module.sample(values, **options)
     assert module.conditions.training
+
+
+def test_training_adds_noise_of_its_own_level_and_validation_that_of_sampling() -> None:
+    module = model("unet", {"low": Image([SIZE, SIZE], noise=1.0, level=0.25, embed_dim=WIDTH)})
+    seen: dict[bool, list[Tensor]] = {True: [], False: []}
+    for part in (module.conditions, module.parts("ema").conditions):
+        part.conditioners["low"].register_forward_pre_hook(lambda each, given: seen[each.training].append(given[0]))
+    images = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
+    batches = DataLoader([{"images": image, "low": low} for image, low in zip(images, PICTURES, strict=True)], 3)  # type: ignore[arg-type]
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_steps=2, accelerator="cpu", enable_checkpointing=False, num_sanity_val_steps=0, **quiet)
+    trainer.fit(module, batches, batches)
+    first, second = (values[:, -1, 0, 0] for values in seen[True])
+    assert len({*first.tolist(), *second.tolist()}) == 6
+    assert [*{values[:, -1].unique().item() for values in seen[False]}] == [0.25]

@@ -198,3 +198,23 @@ def test_routes_go_beside_each_other() -> None:
     Conditions(conditions).check_network(
         UNet(1, 8, (1,), embed_dim=4, attention_levels=(), concat_channels=2, context_dim=6)
     )
+
+
+def test_masks_lie_beside_their_tokens_whatever_the_lengths() -> None:
+    two = Cond(context=torch.ones(1, 2, 3), mask=torch.tensor([[True, False]]))
+    three = Cond(context=torch.full((1, 3, 3), 2.0))
+    merged = two.merge(three)
+    assert merged.context is not None
+    assert merged.mask is not None
+    assert merged.context[0, :, 0].tolist() == [1, 1, 2, 2, 2]
+    assert merged.mask[0].tolist() == [True, False, True, True, True]
+    for one, other, expected in (
+        (two, three, [[True, False, False], [True] * 3]),
+        (three, two, [[True] * 3, [True, False, False]]),
+    ):
+        joined = one.cat(other)
+        assert joined.context is not None
+        assert joined.context.shape == (2, 3, 3)
+        assert joined.mask is not None
+        assert joined.mask.tolist() == expected
+    assert three.cat(three).mask is None, "without a mask all tokens count, and none is made"

@@ -319,6 +319,13 @@ def test_layers_over_frames_are_a_convolution_and_attention_of_each_pixel() -> N
     torch.testing.assert_close(pixels, pixels[:, :, :1, :1].expand_as(pixels), rtol=1e-4, atol=1e-5)
 
 
+def test_attention_over_frames_knows_their_order() -> None:
+    layer, x = Temporal(8, 2, Style()), torch.randn(2, 5, 8, 3, 3)
+    stir(layer)
+    forwards, backwards = (layer.attend(each.flatten(0, 1), 5).view_as(x) for each in (x, x.flip(1)))
+    assert not torch.allclose(backwards.flip(1), forwards, atol=1e-4)
+
+
 def test_attention_of_more_pixels_than_a_gpu_takes_at_once_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Temporal(8, 2, Style())
     stir(layer)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion_lab import InputError, SeededNoise
-from diffusion_lab.noise import training_generator
+from diffusion_lab.noise import keyed_normal, training_generator
 
 
 def test_an_image_has_its_noise_in_any_batch() -> None:
@@ -63,3 +63,12 @@ def test_training_noise_differs_by_seed_step_and_rank_and_is_repeatable() -> Non
 @pytest.mark.gpu
 def test_noise_on_a_gpu_is_the_cpu_s() -> None:
     assert torch.equal(SeededNoise(0, range(4), (3, 8, 8), "cuda")(1).cpu(), SeededNoise(0, range(4), (3, 8, 8))(1))
+
+
+def test_the_noise_of_conditions_is_other_than_that_of_steps_and_of_each_other() -> None:
+    shape, indices = (2, 3), [4, 7]
+    normal, steps = keyed_normal(5, indices, "cpu"), SeededNoise(5, indices, shape)
+    first, second = normal(shape), normal(shape)
+    assert not torch.equal(first, second)
+    assert not any(torch.equal(first, steps(i)) for i in range(20))
+    assert torch.equal(keyed_normal(5, [7], "cpu")(shape)[0], first[1]), "it belongs to its image"
