@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler
+from torch.optim import Optimizer
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from diffusion_lab.configurable import Configurable
@@ -21,6 +19,7 @@ from diffusion_lab.errors import InputError
 from diffusion_lab.networks.autoencoder import KLAutoencoder, Posterior
 from diffusion_lab.networks.discriminator import PatchDiscriminator
 from diffusion_lab.noise import run_seed, training_generator
+from diffusion_lab.optimizers import MakeOptimizer, MakeScheduler, make_optimizers
 from diffusion_lab.perceptual import LPIPS, Backbone
 from diffusion_lab.spaces import from_uint8, to_uint8
 
@@ -71,8 +70,8 @@ class AutoencoderModule(Configurable, LightningModule):
         discriminator_weight: float = 0.5,
         discriminator_start: int = 50_000,
         ema: EMA | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: MakeOptimizer | None = None,
+        lr_scheduler: MakeScheduler | None = None,
     ) -> None:
         """
         Args:
@@ -222,14 +221,7 @@ class AutoencoderModule(Configurable, LightningModule):
     def configure_optimizers(self) -> Any:
         parts = (self.autoencoder, self.discriminator)
         trained = [weight for part in parts if part is not None for weight in part.parameters()]
-        make_optimizer = self.optimizer or functools.partial(AdamW, lr=2e-4, betas=(0.5, 0.9))
-        make_scheduler = self.lr_scheduler or functools.partial(LinearLR, start_factor=1e-3, total_iters=1000)
-        try:
-            optimizer = make_optimizer(trained)
-            scheduler = make_scheduler(optimizer)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"model.optimizer and model.lr_scheduler cannot be made: {error}") from error
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return make_optimizers(trained, self.optimizer, self.lr_scheduler, betas=(0.5, 0.9))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning's own convention, so that load_from_checkpoint and resuming rebuild the module from it.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -11,8 +10,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from diffusion_lab.conditions import Conditioner, Conditions
 from diffusion_lab.configurable import Configurable, unrecorded
@@ -25,6 +22,7 @@ from diffusion_lab.generate import generate
 from diffusion_lab.guidance import Model
 from diffusion_lab.measured import sampling_options
 from diffusion_lab.noise import drawn_normal, run_seed, training_generator
+from diffusion_lab.optimizers import MakeOptimizer, MakeScheduler, make_optimizers
 from diffusion_lab.predictions import Prediction
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import Space
@@ -59,8 +57,8 @@ class DiffusionModule(Configurable, LightningModule):
         weighting: Weighting | None = None,
         variance: LearnedVariance | None = None,
         ema: EMA | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: MakeOptimizer | None = None,
+        lr_scheduler: MakeScheduler | None = None,
     ) -> None:
         """
         Args:
@@ -218,14 +216,7 @@ class DiffusionModule(Configurable, LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [p for part in self._trained().values() for p in part.parameters() if p.requires_grad]
-        make_optimizer = self.optimizer or functools.partial(AdamW, lr=2e-4)
-        make_scheduler = self.lr_scheduler or functools.partial(LinearLR, start_factor=1e-3, total_iters=1000)
-        try:
-            optimizer = make_optimizer(trained)
-            scheduler = make_scheduler(optimizer)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"model.optimizer and model.lr_scheduler cannot be made: {error}") from error
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return make_optimizers(trained, self.optimizer, self.lr_scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning's own convention, so that load_from_checkpoint and resuming rebuild the module from it.

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch import Trainer
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
+from diffusion_lab.callbacks.draws_grid import DrawsGrid
 from diffusion_lab.callbacks.samples import Samples
 from diffusion_lab.errors import InputError
 from diffusion_lab.guidance import Guidance
-from diffusion_lab.images import grid, write_png
 from diffusion_lab.samplers import Sampler
 from diffusion_lab.schedules import Spacing
 
 
-class SampleGrid(Samples):
+class SampleGrid(DrawsGrid, Samples):
     """Draws rows of conditions and columns of seeds, to every logger that takes images and as PNG beside the logs.
 
     Down a column the starting noise is the same, so that what changes is the condition's doing.
     """
+
+    name = "samples"
 
     def __init__(
         self,
@@ -56,27 +56,9 @@ class SampleGrid(Samples):
         if min(rows, columns) < 1:
             raise InputError(f"a grid has at least 1 row and 1 column: got {rows} and {columns}")
         super().__init__(sampler, steps, spacing, guidance_scale, guidance, negative, clip_x0)
-        self.rows, self.columns, self.seed, self.last_step = rows, columns, seed, -1
+        self.rows, self.columns, self.seed = rows, columns, seed
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._draw(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.last_step != trainer.global_step:  # training stopped between two validations
-            self._draw(trainer, pl_module)
-
-    def _draw(self, trainer: Trainer, pl_module: Any) -> None:
-        self.last_step = trainer.global_step
-        step = trainer.global_step or pl_module.trained_steps  # validating a checkpoint restores no loop
-        if not self.writes:
-            return
-        picture = grid(self._sample(trainer, pl_module), self.columns)
-        write_png(picture, self.folder / "samples" / f"step_{step:07d}.png")
-        for logger in trainer.loggers:
-            log_image(logger, "samples", picture, step)
-
-    def _sample(self, trainer: Trainer, module: Any) -> Tensor:
+    def images(self, trainer: Trainer, module: Any) -> Tensor:
         each = trainer.datamodule.conditions(self.rows)  # type: ignore[attr-defined]
         values = {name: value.repeat_interleave(self.columns, 0) for name, value in each.items()}
         count = self.rows * self.columns
@@ -84,15 +66,3 @@ class SampleGrid(Samples):
         return module.sample(
             values, num_images=count, indices=indices, seed=self.seed, progress="sampling grid", **self.sampling
         )
-
-
-def log_image(logger: Logger, name: str, picture: Tensor, step: int) -> None:
-    """Give a uint8 [C, H, W] picture to a logger, each in its own way; loggers that take no images are passed over."""
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, picture, step)
-    elif isinstance(logger, WandbLogger):
-        logger.log_image(name, [to_pil_image(picture)], step=step)
-    elif isinstance(logger, MLFlowLogger):
-        logger.experiment.log_image(logger.run_id, to_pil_image(picture), key=name, step=step)
-    elif isinstance(logger, CometLogger):
-        logger.experiment.log_image(to_pil_image(picture), name=name, step=step)
