@@ -446,3 +446,13 @@ def test_a_diffusers_folder_is_read_by_its_reader(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "diffusion_lab.interop.diffusers", reader)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     assert load_autoencoder(tmp_path) == (network, [0.0, 0.0], [5.5, 5.5])
+
+
+@pytest.mark.parametrize("size", ["channels", "latent_channels", "width", "blocks"])
+def test_sizes_that_are_not_positive_are_named(size: str) -> None:
+    with pytest.raises(InputError, match=f"{size} of an autoencoder must be at least 1: got 0"):
+        KLAutoencoder(**{size: 0})
+    with pytest.raises(InputError, match="multipliers of an autoencoder must be at least 1: got 0"):
+        KLAutoencoder(multipliers=())
+    with pytest.raises(InputError, match="layers of a discriminator must be at least 1: got 0"):
+        PatchDiscriminator(layers=0)

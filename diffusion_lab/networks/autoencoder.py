@@ -73,8 +73,10 @@ class KLAutoencoder(Configurable, nn.Module):
             InputError: A number is not positive, or the groups do not divide the channels.
         """
         super().__init__()
-        if not multipliers or min(channels, latent_channels, width, blocks, *multipliers) < 1:
-            raise InputError("every size of an autoencoder must be positive")
+        sizes = {"channels": channels, "latent_channels": latent_channels, "width": width, "blocks": blocks}
+        for name, size in {**sizes, "multipliers": min(multipliers, default=0)}.items():
+            if size < 1:
+                raise InputError(f"{name} of an autoencoder must be at least 1: got {size}")
         if groups is not None and (groups < 1 or any(width * multiplier % groups for multiplier in multipliers)):
             raise InputError(f"groups {groups} must divide the channels of every level of the autoencoder")
         self.channels, self.latent_channels = channels, latent_channels

@@ -30,8 +30,9 @@ class PatchDiscriminator(Configurable, nn.Module):
             InputError: A number is not positive.
         """
         super().__init__()
-        if min(channels, width, layers) < 1:
-            raise InputError("every size of a discriminator must be positive")
+        for name, size in {"channels": channels, "width": width, "layers": layers}.items():
+            if size < 1:
+                raise InputError(f"{name} of a discriminator must be at least 1: got {size}")
         self.channels, self.layers = channels, layers
         widths = [width * min(2**layer, 8) for layer in range(layers + 1)]
         stages: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
