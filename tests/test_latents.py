@@ -43,6 +43,7 @@ from diffusion_lab.callbacks import SampleGrid
 from diffusion_lab.data.latents import Latents, write_latents
 from diffusion_lab.latent_space import LatentSpace
 from diffusion_lab.metrics import DigitClassifier
+from diffusion_lab.spaces import Space
 
 QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0, "enable_checkpointing": False}  # fmt: skip
 MEAN, DEVIATION = [0.3, -0.5], [0.7, 1.5]
@@ -171,11 +172,17 @@ def test_guidance_by_a_loss_goes_through_the_decoder(here: Path) -> None:
 
 
 def test_levels_of_karras_need_no_deviation_of_latents(here: Path) -> None:
-    """They have one of 1 already."""
-    torch.manual_seed(0)
-    DiffusionModule(
-        UNet(2, width=8, multipliers=(1, 2), blocks=1, channels_per_head=8, embed_dim=16), KarrasSchedule(), space()
-    )
+    """They have one of 1 already, where pixels must be divided by theirs."""
+
+    def make(where: Space) -> DiffusionModule:
+        network = UNet(2, width=8, multipliers=(1, 2), blocks=1, channels_per_head=8, embed_dim=16)
+        return DiffusionModule(network, KarrasSchedule(), where)
+
+    made = Pipeline(make(space()))(2, steps=2, progress=False)
+    assert isinstance(made, Tensor)
+    assert made.shape == (2, 1, 8, 8)
+    with pytest.raises(InputError, match="make model.space.deviation and model.schedule.sigma_data equal"):
+        make(PixelSpace([2, 8, 8]))
 
 
 def test_a_space_that_does_not_fit_is_refused(here: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from diffusion_lab.errors import InputError
 from diffusion_lab.networks import KLAutoencoder, UNet
 
@@ -318,7 +320,7 @@ def _layers(layers: int | Sequence[int], levels: int) -> int | list[int]:
 
 
 def _groups(network: UNet | KLAutoencoder) -> int:
-    groups = {int(module.num_groups) for module in network.modules() if hasattr(module, "num_groups")}  # type: ignore[arg-type]
+    groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
     if len(groups) > 1:
         raise InputError(f"diffusers has one number of groups for all norms: got {sorted(groups)}, give groups")
     return groups.pop()

@@ -127,7 +127,9 @@ def unet_keys(network: UNet, linear: bool) -> Iterator[Key]:
     yield from same("enter", network.enter, "conv_in")
     yield from chain_keys(network.down, "down", "down_blocks", linear)
     for i, block in enumerate(network.middle):
-        yield from residual_keys(block.get_submodule("residual"), f"middle.{i}.residual", f"mid_block.resnets.{i}")  # type: ignore[arg-type]
+        residual = block.get_submodule("residual")
+        assert isinstance(residual, ResidualBlock)
+        yield from residual_keys(residual, f"middle.{i}.residual", f"mid_block.resnets.{i}")
     middle = network.middle[0].get_submodule("attention")
     yield from attention_keys(middle, "middle.0.attention", "mid_block.attentions.0", linear)
     yield from chain_keys(network.up, "up", "up_blocks", linear)
