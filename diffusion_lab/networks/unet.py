@@ -142,13 +142,15 @@ class UNet(Configurable, nn.Module):
 
         def block(inward: int, outward: int, level: int, attends: bool) -> Block:
             count = count_heads(outward, heads, channels_per_head) if attends else 0
+            # First, so that a seed draws the weights that the experiments' scores were measured with.
+            residual_block = ResidualBlock(inward, outward, embed_dim, style, dropouts[level])
             attention: nn.Module | None = None
             if attends and context_dim is None:
                 attention = SelfAttention(outward, count, style)
             elif attends and context_dim is not None:
                 attention = SpatialTransformer(outward, count, context_dim, int(depths[level]), style)
             over_frames = Temporal(outward, count, style) if temporal else None
-            return Block(ResidualBlock(inward, outward, embed_dim, style, dropouts[level]), attention, over_frames)
+            return Block(residual_block, attention, over_frames)
 
         def resampled(wide: int, level: int, way: Literal["up", "down"]) -> nn.Module:
             if residual:
