@@ -149,8 +149,7 @@ class UNet(Configurable, nn.Module):
                 attention = SelfAttention(outward, count, style)
             elif attends and context_dim is not None:
                 attention = SpatialTransformer(outward, count, context_dim, int(depths[level]), style)
-            over_frames = Temporal(outward, count, style) if temporal else None
-            return Block(residual_block, attention, over_frames)
+            return Block(residual_block, attention, Temporal(outward, count, style) if temporal else None)
 
         def resampled(wide: int, level: int, way: Literal["up", "down"]) -> nn.Module:
             if residual:
