@@ -25,7 +25,27 @@ if TYPE_CHECKING:
     )
     from diffusion_lab.configurable import Configurable
     from diffusion_lab.continuous_schedules import CosineSchedule, FlowSchedule, KarrasSchedule
-    from diffusion_lab.data import ClassConditional, Digits, Latents, Photographs, Unconditional
+    from diffusion_lab.data import (
+        AnyMask,
+        Box,
+        Centre,
+        ClassConditional,
+        Degradation,
+        Digits,
+        Downsample,
+        FreeForm,
+        Half,
+        Inpainting,
+        Latents,
+        Mask,
+        Outpainting,
+        Photographs,
+        Shapes,
+        Strokes,
+        SuperResolution,
+        TextToImage,
+        Unconditional,
+    )
     from diffusion_lab.denoiser import Denoiser
     from diffusion_lab.densities import Density, LogitNormal, LogNormal, LossSecondMoment, StratifiedUniform, Uniform
     from diffusion_lab.ema import EMA
@@ -114,7 +134,27 @@ _HOMES = {
     "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions", "Image", "MaskedImage", "Text", "Vector"],
     "configurable": ["Configurable"],
     "continuous_schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule"],
-    "data": ["ClassConditional", "Digits", "Latents", "Photographs", "Unconditional"],
+    "data": [
+        "AnyMask",
+        "Box",
+        "Centre",
+        "ClassConditional",
+        "Degradation",
+        "Digits",
+        "Downsample",
+        "FreeForm",
+        "Half",
+        "Inpainting",
+        "Latents",
+        "Mask",
+        "Outpainting",
+        "Photographs",
+        "Shapes",
+        "Strokes",
+        "SuperResolution",
+        "TextToImage",
+        "Unconditional",
+    ],
     "denoiser": ["Denoiser"],
     "densities": ["Density", "LogNormal", "LogitNormal", "LossSecondMoment", "StratifiedUniform", "Uniform"],
     "ema": ["EMA"],

@@ -122,18 +122,19 @@ class AutoencoderModule(Configurable, LightningModule):
         assert isinstance(copy, KLAutoencoder)
         return copy
 
-    def check_data(self, columns: Mapping[str, Tensor]) -> None:
+    def check_data(self, batch: Mapping[str, Tensor], annotations: Mapping[str, Tensor] | None = None) -> None:
         """Refuse data that does not fit the model, before any of it is trained on.
 
         Args:
-            columns: A whole split, by the keys of a batch.
+            batch: An image or more, as the model sees them.
+            annotations: Not looked at.
 
         Raises:
             InputError: The images have other channels, or a size that a part cannot take.
         """
-        if columns["images"].ndim != 4:
-            raise InputError(f"an autoencoder is trained on images [N, C, H, W]: got {list(columns['images'].shape)}")
-        channels, height, width = columns["images"].shape[1:]
+        if batch["images"].ndim != 4:
+            raise InputError(f"an autoencoder is trained on images [N, C, H, W]: got {list(batch['images'].shape)}")
+        channels, height, width = batch["images"].shape[1:]
         if channels != self.autoencoder.channels:
             raise InputError(
                 f"the data has images of {channels} channels but model.autoencoder.channels is "

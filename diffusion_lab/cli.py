@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusion_lab import __version__
 from diffusion_lab.errors import InputError, unknown
@@ -25,6 +25,7 @@ TRAINING = {
     "predict": "write an image for each item of the data",
 }
 OTHERS = {
+    "data": "show a batch of a config's data as the model will see it",
     "autoencoder": "fit or validate an autoencoder, for latent diffusion",
     "latents": "compute the latents of a data set once, to train on",
     "sample": "generate images from a checkpoint",
@@ -76,6 +77,10 @@ def run() -> None:
         from diffusion_lab.latents_cli import run_latents
 
         run_latents(options)
+    elif options.command == "data":
+        from diffusion_lab.data_cli import run_data
+
+        run_data(options)
     else:
         raise unknown("command", options.command, [*TRAINING, *OTHERS])
 
@@ -91,7 +96,7 @@ def top_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)
-    adders = {"latents": add_latents, "sample": add_sample}
+    adders = {"data": add_data, "latents": add_latents, "sample": add_sample}
     for name, text in OTHERS.items():
         inner = commands.add_parser(name, help=text)
         if name in adders:
@@ -108,6 +113,8 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, help="a folder that fit wrote, or a Lightning .ckpt")
     add("--labels", type=int, nargs="+", metavar="K", help="the class of each image, for a class-conditional model")
+    add("--text", nargs="+", metavar="TEXT", help="the text of each image, for a text-to-image model")
+    add("--low", type=Path, nargs="+", metavar="PNG", help="the images to enlarge, for a super-resolution model")
     add("--num-images", type=int, metavar="N", help="how many images, for a model without conditions")
     add(
         "--guidance-scale",
@@ -145,13 +152,14 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
         help=f"clamp estimates to the data range: yes, no, or a quantile such as 0.995 for Imagen's dynamic "
         f"thresholding; {MEASURED} yes in pixel space",
     )
+    add("--negative-text", nargs="+", metavar="TEXT", help="the text that guidance leads away from, likewise")
     add("--image", type=Path, metavar="PNG", help="an image to be filled where --mask is")
     add("--mask", type=Path, metavar="PNG", help="where to fill: white is filled, black is kept exactly")
     add(
         "--filling",
         metavar="NAME",
-        help='replacement, or repaint, with arguments as in "repaint(jump_length=5, resamples=4)"; replacement unless '
-        "given",
+        help='replacement, or repaint, with arguments as in "repaint(jump_length=5, resamples=4)"; unless given '
+        "replacement, or, for a model that was trained to fill, as it was trained",
     )
     add("--invert", type=Path, metavar="PNG", help="begin at the noise that this image comes from, by the same steps")
     add(
@@ -193,6 +201,20 @@ def add_latents(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace latents at --output")
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The options of `data`."""
+    parser.description = (
+        "Show the data of a config of fit: how much there is, what a batch holds, and a PNG of images beside their "
+        "conditions, augmented and degraded as the model will see them."
+    )
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="YAML", help="a config of fit")
+    add("--split", choices=["train", "validation"], default="train", help="train, shuffled, unless given")
+    add("--epoch", type=int, default=0, metavar="N", help="the training epoch whose beginning is shown; 0 unless given")
+    add("--count", type=int, default=16, metavar="N", help="images in the picture; 16 unless given")
+    add("--output", type=Path, default=Path("batch.png"), metavar="PNG", help="the picture; batch.png unless given")
+
+
 def guidance_scale(text: str) -> float | dict[str, float]:
     """A number, or one for each condition."""
     try:
@@ -231,13 +253,15 @@ def sample(options: argparse.Namespace) -> None:
     import torch
 
     from diffusion_lab.checkpoint import load
-    from diffusion_lab.images import grid, read_image, read_mask, write_png
+    from diffusion_lab.images import grid, read_image, read_images, read_mask, write_png
 
     pipe = load(options.checkpoint, options.weights, options.trust)
     pipe.to(find_device(options.device))
-    conditions = {} if options.labels is None else {"labels": options.labels}
+    conditions = given_conditions(labels=options.labels, text=options.text)
+    if options.low is not None:
+        conditions["low"] = read_images(options.low, pipe.image_shape[0])
     unguided = options.guidance == ["none"]
-    negative = ({} if unguided else None) if options.negative_labels is None else {"labels": options.negative_labels}
+    negative = given_conditions(labels=options.negative_labels, text=options.negative_text)
     made = pipe(
         options.num_images,
         seed=options.seed,
@@ -246,7 +270,7 @@ def sample(options: argparse.Namespace) -> None:
         spacing=options.spacing,
         guidance_scale=options.guidance_scale,
         guidance=() if unguided else options.guidance,
-        negative=negative,
+        negative=negative or ({} if unguided else None),
         clip_x0=options.clip_x0,
         x_T=None if options.invert is None else inverted(pipe, options),
         images=None if options.image is None else read_image(options.image, pipe.image_shape[0]),
@@ -259,6 +283,11 @@ def sample(options: argparse.Namespace) -> None:
     write_png(grid(made, options.columns), options.output)
     images = "1 image" if len(made) == 1 else f"{len(made)} images"
     print(f"wrote {options.output}: {images}, {pipe.evaluations} network evaluations each")
+
+
+def given_conditions(**options: list[Any] | None) -> dict[str, Any]:
+    """The conditions that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def inverted(pipe: Pipeline, options: argparse.Namespace) -> Tensor:

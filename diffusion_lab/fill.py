@@ -27,24 +27,8 @@ class Fill:
         Raises:
             InputError: One of the two is missing, or they do not fit the model or each other.
         """
-        for name, given in (("images", images), ("mask", mask)):
-            if not isinstance(given, Tensor):
-                got = f"no {name}" if given is None else f"a {type(given).__name__} for {name}"
-                raise InputError(f"filling needs images and a mask, as tensors: got {got}")
-        if len(space.image_shape) != 3:
-            raise InputError("a mask is filled in images, and this model makes clips: leave images and mask out")
-        assert images is not None
-        assert mask is not None
         self.filling, self.space = filling, space
-        images = check_images(images if images.ndim == 4 else images[None], space)
-        side = images.shape[-2:]
-        if mask.shape != side and (mask.ndim != 4 or mask.shape[1:] != (1, *side)):
-            raise InputError(f"the mask must be {list(side)} or [N, 1, {side[0]}, {side[1]}]: got {list(mask.shape)}")
-        mask = (mask if mask.dtype == torch.bool else mask > 0.5).reshape(-1, 1, *side)
-        for name, given in (("images", images), ("masks", mask)):
-            if len(given) not in (1, count):
-                raise InputError(f"there are {len(given)} {name} to fill {count} of: give 1 or {count}")
-        self.images, self.mask = images.expand(count, -1, -1, -1), mask.expand(count, -1, -1, -1)
+        self.images, self.mask = check_fill(images, mask, space, count)
 
     def __call__(
         self, sampler: Sampler, denoise: Denoise, x_T: Tensor, times: Tensor, noise: Noise, part: slice, on_step: OnStep
@@ -61,6 +45,40 @@ class Fill:
     def paste(self, result: Tensor, part: slice) -> Tensor:
         """The result, with the known pixels as they were given, which a latent space alone would not keep."""
         return torch.where(self.mask[part].to(result.device), result, self.images[part].to(result.device))
+
+
+def check_fill(
+    images: Tensor | None, mask: Tensor | None, space: Space, count: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images [N, C, H, W] and their mask, bool [N, 1, H, W].
+
+    Args:
+        images: As `Fill` takes them.
+        mask: Likewise.
+        space: Where the model lives.
+        count: N; as many as there are images, or masks, unless given.
+
+    Raises:
+        InputError: One of the two is missing, or they do not fit the model or each other.
+    """
+    for name, given in (("images", images), ("mask", mask)):
+        if not isinstance(given, Tensor):
+            got = f"no {name}" if given is None else f"a {type(given).__name__} for {name}"
+            raise InputError(f"filling needs images and a mask, as tensors: got {got}")
+    if len(space.image_shape) != 3:
+        raise InputError("a mask is filled in images, and this model makes clips: leave images and mask out")
+    assert images is not None
+    assert mask is not None
+    images = check_images(images if images.ndim == 4 else images[None], space)
+    side = images.shape[-2:]
+    if mask.shape != side and (mask.ndim != 4 or mask.shape[1:] != (1, *side)):
+        raise InputError(f"the mask must be {list(side)} or [N, 1, {side[0]}, {side[1]}]: got {list(mask.shape)}")
+    mask = (mask if mask.dtype == torch.bool else mask > 0.5).reshape(-1, 1, *side)
+    count = max(len(images), len(mask)) if count is None else count
+    for name, given in (("images", images), ("masks", mask)):
+        if len(given) not in (1, count):
+            raise InputError(f"there are {len(given)} {name} to fill {count} of: give 1 or {count}")
+    return images.expand(count, -1, -1, -1), mask.expand(count, -1, -1, -1)
 
 
 def check_images(images: Tensor, space: Space) -> Tensor:

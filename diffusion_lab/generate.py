@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.conditions import Conditions
+from diffusion_lab.conditions.image import with_mask
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import InputError
-from diffusion_lab.fill import Fill, check_images
+from diffusion_lab.fill import Fill, check_fill, check_images
 from diffusion_lab.guidance import Guidance, Model, find_guidance
 from diffusion_lab.noise import SeededNoise
 from diffusion_lab.samplers import RePaint, Sampler, find_filling, find_sampler, invert
@@ -70,7 +71,8 @@ def generate(
         x_T: The starting noise [N, *space.shape], such as `invert_images` gives, instead of the seed's.
         images: uint8 [N, C, H, W] or one for all, to be filled where the mask is.
         mask: [N, 1, H, W] or [H, W], above 0.5 or true where to fill. Elsewhere the result is `images`, exactly.
-        filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; "replacement" unless given.
+        filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; unless given "replacement",
+            or, for a model with a `MaskedImage` condition that is not given, by that condition.
         batch_size: How many images are in memory at once.
         progress: The label of a progress bar; none unless given.
 
@@ -82,6 +84,10 @@ def generate(
     model = Model(denoiser, conditions, space)
     steering = Steering(guidance_scale, find_guidance(guidance), negative, clip_x0)
     times = check_sampling(model, sampler, steps, spacing, steering)
+    hole = conditions.filled()
+    if hole is not None and hole not in values and filling is None and (images is not None or mask is not None):
+        # A model that was trained to fill is told what is known, and needs no other way.
+        values, images, mask = {**values, hole: with_mask(*check_fill(images, mask, space, num_images))}, None, None
     prepared = conditions.prepare(values)
     count = count_images(prepared, num_images)
     indices = range(count) if indices is None else indices
@@ -113,7 +119,7 @@ def generate(
                 filled = fill(sampler, denoise, start, times, noise.of_step, part, watch)
                 result = fill.paste(to_uint8(space.decode(filled)), part)
             watch.check()
-            made.append(result)
+            made.append(conditions.paste({name: value[part].to(device) for name, value in prepared.items()}, result))
     return torch.cat(made)
 
 

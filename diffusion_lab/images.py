@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
@@ -33,6 +35,36 @@ def grid(images: Tensor, columns: int | None = None, least_side: int = 48) -> Te
     return make_grid(large, nrow=columns, padding=max(2, factor // 2), pad_value=96).to(torch.uint8)
 
 
+def sheet(panels: Sequence[Tensor], words: Sequence[str], cell: int = 96) -> Tensor:
+    """Lay images out beside what belongs to them, with words below: one uint8 picture [3, H', W'].
+
+    Args:
+        panels: What stands side by side for each image, each uint8 [N, C, H, W].
+        words: What stands below each image, N texts or none.
+        cell: Smaller images are enlarged by whole factors, pixels repeated, until a side has so many.
+    """
+    count, (height, width) = len(panels[0]), panels[0].shape[-2:]
+    factor = max(1, math.ceil(cell / min(height, width)))
+    height, width = height * factor, width * factor
+    font, line = ImageFont.load_default(12), 15
+    inner = len(panels) * (width + 2) - 2
+    texts = [textwrap.wrap(text, max(inner // 7, 8)) or [""] for text in words]  # a letter is 7 wide at most, mostly
+    outer_width, outer_height = inner + 12, height + 12 + line * max(map(len, texts), default=0)
+    columns = max(1, min(count, round(math.sqrt(count * outer_height / outer_width * 1.5))))
+    picture = Image.new("RGB", (columns * outer_width, -(-count // columns) * outer_height), (88, 88, 88))
+    draw = ImageDraw.Draw(picture)
+    for i in range(count):
+        left, top = i % columns * outer_width + 6, i // columns * outer_height + 6
+        for panel in panels:
+            image = to_pil_image(panel[i].cpu()).convert("RGB")
+            picture.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
+            left += width + 2
+        if texts:
+            start = i % columns * outer_width + 6
+            draw.multiline_text((start, top + height + 1), "\n".join(texts[i]), (255, 255, 255), font, spacing=2)
+    return pil_to_tensor(picture)
+
+
 def write_png(picture: Tensor, path: Path) -> None:
     """Write a uint8 [C, H, W] picture, whole or not at all; raises InputError where the path cannot be written."""
     with atomic_file(path) as temporary:
@@ -49,6 +81,16 @@ def read_image(path: Path, channels: int) -> Tensor:
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
         reason = "it is truncated, no image or too large" if path.is_file() else "there is no such file"
         raise InputError(f"cannot read {path}: {reason}; give a PNG or JPEG") from error
+
+
+def read_images(paths: Sequence[Path], channels: int) -> Tensor:
+    """Image files as uint8 [N, C, H, W]; raises InputError if one is none, or another has another size."""
+    images = [read_image(path, channels) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            sizes = [f"{each.shape[1]}x{each.shape[2]}" for each in (images[0], image)]
+            raise InputError(f"images must be of one size: {paths[0]} has {sizes[0]} and {path} {sizes[1]}")
+    return torch.stack(images)
 
 
 def read_mask(path: Path) -> Tensor:

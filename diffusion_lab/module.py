@@ -113,27 +113,29 @@ class DiffusionModule(Configurable, LightningModule):
                 "derive the class from diffusion_lab.Configurable"
             )
 
-    def check_data(self, columns: Mapping[str, Tensor]) -> None:
+    def check_data(self, batch: Mapping[str, Tensor], annotations: Mapping[str, Tensor] | None = None) -> None:
         """Refuse data that does not fit the model, before any of it is trained on.
 
         Args:
-            columns: A whole split, by the keys of a batch.
+            batch: An image or more, as the model sees them.
+            annotations: Those of all images, by the keys of a batch; the batch's unless given.
 
         Raises:
             InputError: The images have another shape, or a condition is missing or out of range.
         """
-        shape, wanted = tuple(columns["images"].shape[1:]), self.space.image_shape
+        shape, wanted = tuple(batch["images"].shape[1:]), self.space.image_shape
         if shape != wanted:
             raise InputError(
                 f"the data has images of {list(shape)} but model.space is for {list(wanted)}: make them equal"
             )
         for name in self.conditions.names():
-            if name not in columns:
+            if name not in batch:
+                given = ", ".join(key for key in batch if key != "index")
                 raise InputError(
-                    f"the model has a condition {name!r} but the data gives {', '.join(columns)}: choose a DataModule "
-                    "that gives it, or leave the condition out"
+                    f"the model has a condition {name!r} but the data gives {given}: choose a DataModule that gives "
+                    "it, or leave the condition out"
                 )
-        self.conditions.prepare({name: columns[name] for name in self.conditions.names()})
+            self.conditions.prepare_one(name, (annotations or {}).get(name, batch[name]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         generator = training_generator(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)

@@ -135,8 +135,8 @@ class Pipeline:
             x_T: The starting noise [N, C, H, W] of the model's space, such as `invert` gives, instead of the seed's.
             images: uint8 [N, C, H, W], or one for all, to be filled where the mask is.
             mask: [N, 1, H, W] or [H, W], above 0.5 or true where to fill. The rest of `images` is kept exactly.
-            filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; "replacement" unless
-                given.
+            filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; unless given
+                "replacement", or, for a model that was trained to fill, as it was trained.
             batch_size: Images in memory at once.
             output_type: "uint8" for a tensor [N, C, H, W] on the CPU (of clips [N, C, F, H, W]), "pil" for a list of
                 images.

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -103,7 +104,10 @@ class TrainingCLI(LightningCLI):
         if isinstance(self.datamodule, Latents):
             self.datamodule.check_space(getattr(self.model, "space", None))
         if isinstance(self.datamodule, Unconditional):
-            self.model.check_data(self.datamodule.columns(self.datamodule.part("all")))
+            data = self.datamodule
+            self.model.check_data(
+                data.batch("validation", torch.zeros(1, dtype=torch.long)), data.columns(data.part("all"))
+            )
         if self.subcommand == "fit" and output:
             self.check_savable()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it in a connector
@@ -180,7 +184,7 @@ class AutoencoderCLI(TrainingCLI):
 
     def save(self, output: str, overwrite: bool) -> None:
         size = self.datamodule.batch_size
-        batches = -(-len(self.datamodule.part("train").images) // size)
+        batches = -(-len(self.datamodule.part("train")) // size)
         with progress_bar("measuring latents", batches) as advance:
             images = (batch for batch in self.datamodule.reference("train", size) if advance() is None)
             mean, deviation = latent_moments(self.model.averaged, images, self.trainer.strategy.root_device)

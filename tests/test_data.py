@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from sklearn.datasets import load_digits, load_sample_images
 
 from diffusion_lab import ClassConditional, Digits, InputError, Photographs, Unconditional
 from diffusion_lab.data import Images, Source
-from diffusion_lab.data.unconditional import EpochOrder, TensorImages
 
 
 class Grey(Source):
@@ -41,6 +38,14 @@ def test_photographs_are_cut_into_patches_row_by_row() -> None:
         cut = photograph[row : row + 16, column : column + 16]
         assert patches.images[index].permute(1, 2, 0).tolist() == cut.tolist()
     assert len(Photographs(16, 8).read().images) == 2 * 52 * 79
+    apart = Photographs(16, 8, held_out=0.25).read()  # the border lies at 480
+    assert apart.held_out is not None
+    assert apart.images[apart.held_out][0].permute(1, 2, 0).tolist() == temple[:16, 480:496].tolist()
+    assert apart.images[~apart.held_out][57].permute(1, 2, 0).tolist() == temple[:16, 456:472].tolist()
+    assert (len(apart), int(apart.held_out.sum())) == (2 * 52 * (59 + 19), 2 * 52 * 19)
+    for share, message in ((1.0, "must be from 0 to below 1: got 1.0"), (0.01, "held_out 0.01 leaves no whole patch")):
+        with pytest.raises(InputError, match=message):
+            Photographs(16, held_out=share)
     with pytest.raises(InputError, match="a size from 1 to 427 and a stride of at least 1: got 428 and 428"):
         Photographs(428)
 
@@ -76,24 +81,10 @@ def test_training_batches_are_shuffled_and_validation_is_whole_and_in_order() ->
         assert known[tuple(image.flatten().tolist())] == label
 
 
-def test_each_epoch_has_its_order_and_each_rank_its_part() -> None:
-    images = TensorImages({"images": torch.zeros(11, 1)})
-
-    def order(epoch: int, rank: int = 0, world: int = 1) -> list[int]:
-        trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank, world_size=world)
-        return list(EpochOrder(images, trainer))  # type: ignore[arg-type]
-
-    assert sorted(order(0)) == list(range(11))
-    assert order(0) == order(0)
-    assert order(0) != order(1)
-    parts = order(3, 0, 2) + order(3, 1, 2)
-    assert len(parts) == len(set(parts)) == 10
-
-
 def test_unconditional_has_images_alone() -> None:
     data = Unconditional(Grey(), batch_size=3)
     data.setup("fit")
-    assert [sorted(batch) for batch in data.val_dataloader()] == [["images"]]
+    assert [sorted(batch) for batch in data.val_dataloader()] == [["images", "index"]]
     assert data.conditions(5) == {}
     assert torch.cat(list(data.reference("all", 4))).flatten().tolist() == list(range(10))
 

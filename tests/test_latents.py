@@ -226,7 +226,7 @@ def test_shards_hold_raw_posterior_means_and_conditions(here: Path) -> None:
 def test_they_are_mapped_and_served_in_the_order_that_is_asked_for(here: Path) -> None:
     write_latents(space(), digits(), "latents", shard_size=100)
     data = Latents("latents", digits(), batch_size=50)
-    served = data._columns("train")
+    served = data._rows("train")
     assert len(served) == 1437
     assert len(served.shards) == 15
     assert all(isinstance(column, np.memmap) for shard in served.shards for column in shard.values())

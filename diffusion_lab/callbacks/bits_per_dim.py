@@ -59,7 +59,7 @@ class BitsPerDim(WritesFiles):
         self.likelihood.check(module.parts(self.weights))
         if module.space.data_range is None:
             raise InputError("BitsPerDim needs data of 256 levels, such as pixels: model.space has none")
-        there = len(datamodule.part(self.split).images)
+        there = len(datamodule.part(self.split))
         if self.images is not None and self.images > there:
             raise InputError(f"BitsPerDim has {self.images} images but the {self.split} split {there}: give no more")
 
@@ -73,16 +73,16 @@ class BitsPerDim(WritesFiles):
     def _measure(self, trainer: Trainer, module: Any, stage: str) -> None:
         data: Unconditional = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
         part = data.part(self.split)
-        count = self.images or len(part.images)
+        count = self.images or len(part)
         ours = range(trainer.global_rank, count, trainer.world_size)
-        columns = data.columns(part.select(torch.tensor(ours)))
+        batch = data.batch(self.split, torch.tensor(ours, dtype=torch.long))
         mean, square = (MeanMetric().to(module.device) for _ in range(2))
         if ours:
             bits = bits_per_dim(
                 module.parts(self.weights),
                 self.likelihood,
-                {name: columns[name] for name in module.conditions.names()},
-                columns["images"],
+                {name: batch[name] for name in module.conditions.names()},
+                batch["images"],
                 seed=self.seed,
                 indices=ours,
                 batch_size=self.batch_size,
@@ -106,7 +106,7 @@ class BitsPerDim(WritesFiles):
                         "data": data.config,
                         "split": self.split,
                         "images": count,
-                        "sha256": hashlib.sha256(part.images[:count].contiguous().numpy().tobytes()).hexdigest(),
+                        "sha256": hashlib.sha256(part.take(torch.arange(count)).numpy().tobytes()).hexdigest(),
                         "weights": self.weights,
                         "batch_size": self.batch_size,
                         "ranks": trainer.world_size,

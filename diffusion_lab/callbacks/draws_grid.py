@@ -19,16 +19,14 @@ class DrawsGrid(WritesFiles, ABC):
 
     Attributes:
         name: What the pictures are called, and the folder they are in.
-        columns: Images in a row.
     """
 
     name: ClassVar[str]
-    columns: int
     last_step: int = -1
 
     @abstractmethod
     def images(self, trainer: Trainer, module: Any) -> Tensor:
-        """What is drawn, row by row: uint8 [N, C, H, W]."""
+        """What is drawn: uint8 [rows, columns, C, H, W]."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -43,7 +41,8 @@ class DrawsGrid(WritesFiles, ABC):
         step = trainer.global_step or pl_module.trained_steps  # validating a checkpoint restores no loop
         if not self.writes:
             return
-        picture = grid(self.images(trainer, pl_module), self.columns)
+        images = self.images(trainer, pl_module)
+        picture = grid(images.flatten(0, 1), images.shape[1])
         write_png(picture, self.folder / self.name / f"step_{step:07d}.png")
         for logger in trainer.loggers:
             log_image(logger, self.name, picture, step)

@@ -184,7 +184,7 @@ class FIDCallback(Samples):
 
     def _measure_real(self, trainer: Trainer, data: Unconditional) -> tuple[Gaussian, float | None, dict[str, Any]]:
         """The reference's Gaussian, the floor and what identifies the reference, in one pass over all images."""
-        every, chosen = len(data.part("all").images), len(data.part(self.reference).images)
+        every, chosen = len(data.part("all")), len(data.part(self.reference))
         batches = -(-every // self.batch_size) + -(-chosen // self.batch_size)
         with progress_bar("reading real images" if trainer.is_global_zero else None, batches) as advance:
             digest = hashlib.sha256()

@@ -38,7 +38,7 @@ class ReconstructionGrid(DrawsGrid):
     def check(self, module: LightningModule, datamodule: LightningDataModule | None) -> None:
         if not isinstance(module, AutoencoderModule) or not isinstance(datamodule, Unconditional):
             raise InputError("ReconstructionGrid needs an AutoencoderModule, and a DataModule of diffusion_lab.data")
-        there = len(datamodule.part("validation").images)
+        there = len(datamodule.part("validation"))
         if self.rows * self.columns > there:
             raise InputError(
                 f"ReconstructionGrid draws {self.rows * self.columns} images but the validation split has {there}: "
@@ -46,8 +46,8 @@ class ReconstructionGrid(DrawsGrid):
             )
 
     def images(self, trainer: Trainer, module: Any) -> Tensor:
-        images = trainer.datamodule.part("validation").images  # type: ignore[attr-defined]  # set by a connector
+        data: Unconditional = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
         count = self.rows * self.columns
-        originals = images[torch.arange(count) * len(images) // count]
+        originals = data.batch("validation", torch.arange(count) * len(data.part("validation")) // count)["images"]
         rows = [each for part in originals.split(self.columns) for each in (part, module.reconstruct(part).cpu())]
-        return torch.cat(rows)
+        return torch.stack(rows)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from diffusion_lab.callbacks.draws_grid import DrawsGrid
 from diffusion_lab.callbacks.samples import Samples
+from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.samplers import Sampler
@@ -18,7 +20,8 @@ from diffusion_lab.schedules import Spacing
 class SampleGrid(DrawsGrid, Samples):
     """Draws rows of conditions and columns of seeds, to every logger that takes images and as PNG beside the logs.
 
-    Down a column the starting noise is the same, so that what changes is the condition's doing.
+    Down a column the starting noise is the same, so that what changes is the condition's doing. Where a condition is an
+    image, it stands before its row, and the image that it was made of after it.
     """
 
     name = "samples"
@@ -38,7 +41,7 @@ class SampleGrid(DrawsGrid, Samples):
     ) -> None:
         """
         Args:
-            rows: How many conditions, in the DataModule's order: for classes 0, 1, 2 and so on.
+            rows: How many conditions: classes 0, 1, 2 and so on, or those of held-out images, spread evenly.
             columns: How many seeds.
             guidance_scale: 1 is no guidance; a grid is for looking, and 2 looks better. Or one for each condition.
             guidance: What is wrapped around it, in this order: names such as "interval(low=0.3, high=5)", or objects.
@@ -59,10 +62,16 @@ class SampleGrid(DrawsGrid, Samples):
         self.rows, self.columns, self.seed = rows, columns, seed
 
     def images(self, trainer: Trainer, module: Any) -> Tensor:
-        each = trainer.datamodule.conditions(self.rows)  # type: ignore[attr-defined]
+        data: Unconditional = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
+        each = data.conditions(self.rows)
         values = {name: value.repeat_interleave(self.columns, 0) for name, value in each.items()}
         count = self.rows * self.columns
         indices = [i % self.columns for i in range(count)] if values else range(count)
-        return module.sample(
+        made = module.sample(
             values, num_images=count, indices=indices, seed=self.seed, progress="sampling grid", **self.sampling
         )
+        made = made.unflatten(0, (self.rows, self.columns)).cpu()
+        batch = data.batch("validation", data.spread(self.rows))
+        if not (given := data.pictures(batch)):
+            return made
+        return torch.cat([*(picture[:, None] for picture in given), made, batch["images"][:, None]], 1)

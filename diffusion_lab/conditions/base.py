@@ -16,8 +16,30 @@ from diffusion_lab.errors import InputError
 from diffusion_lab.noise import Normal
 
 # What a batch, or the keywords of a pipeline's calls, have by these names already.
-RESERVED = {"batch_size", "clip_x0", "filling", "guidance", "guidance_scale", "images", "latents", "likelihood", "mask"}
-RESERVED |= {"negative", "num_images", "output_type", "progress", "sampler", "seed", "self", "spacing", "steps", "x_T"}
+RESERVED = {
+    "batch_size",
+    "clip_x0",
+    "filling",
+    "guidance",
+    "guidance_scale",
+    "images",
+    "index",
+    "latents",
+    "likelihood",
+}
+RESERVED |= {
+    "mask",
+    "negative",
+    "num_images",
+    "output_type",
+    "progress",
+    "sampler",
+    "seed",
+    "self",
+    "spacing",
+    "steps",
+    "x_T",
+}
 
 
 @dataclass(frozen=True)
@@ -89,11 +111,13 @@ class Conditioner(Configurable, nn.Module, ABC):
         embed_dim: D of the embedding it gives, or None where it gives none.
         context_dim: D of the tokens it gives, or None where it gives none.
         concat_channels: K of the channels it gives, or 0.
+        fills: Whether it is an image with a hole, which the model fills.
     """
 
     embed_dim: int | None = None
     context_dim: int | None = None
     concat_channels: int = 0
+    fills: bool = False
 
     @abstractmethod
     def prepare(self, values: Any) -> Tensor:
@@ -112,6 +136,10 @@ class Conditioner(Configurable, nn.Module, ABC):
     @abstractmethod
     def forward(self, values: Tensor, drop: Tensor) -> Cond:
         """The condition of a batch, null for the samples with drop [B] true."""
+
+    def paste(self, values: Tensor, images: Tensor) -> Tensor:
+        """Images made for these values, uint8 [B, C, H, W], with what is known of them exactly as it was given."""
+        return images
 
 
 class Conditions(nn.Module):
@@ -256,6 +284,16 @@ class Conditions(nn.Module):
     def augment(self, batch: Mapping[str, Tensor], normal: Normal) -> dict[str, Tensor]:
         """The values of a batch with the noise that conditioners add to them; see `Conditioner.augment`."""
         return {name: conditioner.augment(batch[name], normal) for name, conditioner in self._items()}
+
+    def filled(self) -> str | None:
+        """The name of the condition that is an image with a hole, if there is one."""
+        return next((name for name, conditioner in self._items() if conditioner.fills), None)
+
+    def paste(self, batch: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Images made for a batch, with what is known of them exactly as it was given."""
+        for name, conditioner in self._items():
+            images = conditioner.paste(batch[name], images)
+        return images
 
     def forward(self, batch: Mapping[str, Any], drop: Tensor) -> Cond:
         """The merged condition of a batch, null where drop is true: [B], or [B, N] for each condition in order."""

@@ -129,8 +129,11 @@ class Image(Conditioner):
 class MaskedImage(Conditioner):
     """What is to be filled, for inpainting: the image with its hole zeroed, the mask (1 in the hole), and presence.
 
-    The hole is emptied before anything is resized, so that nothing of what was in it reaches the network.
+    The hole is emptied before anything is resized, so that nothing of what was in it reaches the network. What is known
+    of an image that has the size of what is made stands in the result exactly.
     """
+
+    fills = True
 
     def __init__(self, size: Sequence[int], channels: int = 3, resize: Resize = "bicubic") -> None:
         """
@@ -163,6 +166,16 @@ class MaskedImage(Conditioner):
         z = resized_known(from_uint8(values[:, :-1]), 1 - mask, self.size, self.resize)
         mask = resized(mask, self.size, "nearest")
         return Cond(concat=with_presence(torch.cat([z * (1 - mask), mask], 1), drop))
+
+    def paste(self, values: Tensor, images: Tensor) -> Tensor:
+        if values[:, :-1].shape != images.shape:
+            return images
+        return torch.where(values[:, -1:] == 255, images, values[:, :-1])
+
+
+def with_mask(images: Tensor, mask: Tensor) -> Tensor:
+    """The value of a `MaskedImage`: images [B, C, H, W], emptied where the mask [B, 1, H, W] is true, and the mask."""
+    return torch.cat([images.masked_fill(mask, 0), mask.to(torch.uint8) * 255], 1)
 
 
 class ImageTokens(nn.Module):

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.data.sources import Digits, Images, Photographs, Source
+from diffusion_lab.data.degradations import Degradation, Downsample
+from diffusion_lab.data.masks import AnyMask, Box, Centre, FreeForm, Half, Mask, Outpainting, Strokes
+from diffusion_lab.data.sources import Digits, Images, Photographs, Shapes, Source
 
 if TYPE_CHECKING:
     from diffusion_lab.data.class_conditional import ClassConditional
+    from diffusion_lab.data.inpainting import Inpainting
     from diffusion_lab.data.latents import Latents
+    from diffusion_lab.data.super_resolution import SuperResolution
+    from diffusion_lab.data.text_to_image import TextToImage
     from diffusion_lab.data.unconditional import Unconditional
 
-__all__ = ["ClassConditional", "Digits", "Images", "Latents", "Photographs", "Source", "Unconditional"]
+_MODULES = {
+    "ClassConditional": "class_conditional",
+    "Inpainting": "inpainting",
+    "Latents": "latents",
+    "SuperResolution": "super_resolution",
+    "TextToImage": "text_to_image",
+    "Unconditional": "unconditional",
+}
+
+__all__ = [
+    "AnyMask",
+    "Box",
+    "Centre",
+    "ClassConditional",
+    "Degradation",
+    "Digits",
+    "Downsample",
+    "FreeForm",
+    "Half",
+    "Images",
+    "Inpainting",
+    "Latents",
+    "Mask",
+    "Outpainting",
+    "Photographs",
+    "Shapes",
+    "Source",
+    "Strokes",
+    "SuperResolution",
+    "TextToImage",
+    "Unconditional",
+]
 
 
 def __getattr__(name: str) -> Any:
     """DataModules on first use: they import Lightning, which the sources do without."""
-    if name == "ClassConditional":
-        from diffusion_lab.data.class_conditional import ClassConditional
-
-        return ClassConditional
-    if name == "Latents":
-        from diffusion_lab.data.latents import Latents
-
-        return Latents
-    if name == "Unconditional":
-        from diffusion_lab.data.unconditional import Unconditional
-
-        return Unconditional
-    raise AttributeError(f"module 'diffusion_lab.data' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'diffusion_lab.data' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"diffusion_lab.data.{_MODULES[name]}"), name)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffusion_lab.data.loading import Batch
 from diffusion_lab.data.sources import Images
-from diffusion_lab.data.unconditional import Batch, Unconditional
+from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
 
 
 class ClassConditional(Unconditional):
-    """Batches `{"images": uint8 [B, C, H, W], "labels": int64 [B]}`; otherwise as `Unconditional`."""
+    """Batches with "labels", int64 [B]; otherwise as `Unconditional`."""
+
+    gives = ("labels",)
 
     def columns(self, images: Images) -> Batch:
         if images.labels is None:
             raise InputError(f"{type(self.source).__name__} has no class labels: use Unconditional with it")
-        return {"images": images.images, "labels": images.labels}
+        return {"labels": images.labels}
+
+    def words(self, batch: Batch) -> list[str]:
+        names = self.part("all").class_names
+        return [names[label] if names else str(label) for label in batch["labels"].tolist()]
 
     def conditions(self, count: int) -> dict[str, Tensor]:
         """The classes in turn: 0, 1, ..., and again from 0."""

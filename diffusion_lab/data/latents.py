@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffusion_lab.data.loading import Batch
 from diffusion_lab.data.sources import Images
-from diffusion_lab.data.unconditional import Batch, Split, Unconditional
+from diffusion_lab.data.unconditional import Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import atomic_folder, check_writable, read_json
 from diffusion_lab.latent_space import LatentSpace
@@ -35,9 +36,10 @@ def shard_path(folder: Path, split: str, shard: int, column: str) -> Path:
 
 
 def identity(data: Unconditional) -> dict[str, Any]:
-    """What makes a DataModule's images and their order: its config, but for the size of its batches."""
+    """What makes a DataModule's images and their order: its config, but for how batches are served."""
     config = data.config
-    return {**config, "init_args": {k: v for k, v in config["init_args"].items() if k != "batch_size"}}
+    served = ("batch_size", "num_workers")
+    return {**config, "init_args": {k: v for k, v in config["init_args"].items() if k not in served}}
 
 
 def check_latents_target(path: Path, overwrite: bool) -> None:
@@ -52,6 +54,14 @@ def check_latents_target(path: Path, overwrite: bool) -> None:
     if here and not overwrite:
         raise InputError(f"{path} already holds latents: give another folder, or --overwrite to replace them")
     check_writable(path)
+
+
+def check_unaugmented(data: Unconditional) -> None:
+    """Raise InputError for a DataModule whose training images are never the same twice."""
+    if data.horizontal_flip or data.crop is not None:
+        raise InputError(
+            "latents are computed once, of images as they are: leave out the horizontal_flip and crop of their data"
+        )
 
 
 @torch.no_grad()
@@ -93,8 +103,9 @@ def write_latents(
         if value < 1:
             raise InputError(f"the {name} of latents must be at least 1: got {value}")
     check_latents_target(path, overwrite)
-    parts = {split: data.columns(data.part(split)) for split in SPLITS}
-    shape = tuple(parts["train"]["images"].shape[1:])
+    check_unaugmented(data)
+    counts = {split: len(data.part(split)) for split in SPLITS}
+    shape = tuple(next(data.reference("train", 1)).shape[1:])
     if shape != space.image_shape:
         raise InputError(f"the data has images of {list(shape)} but the space is for {list(space.image_shape)}")
     meta: dict[str, Any] = {
@@ -107,21 +118,19 @@ def write_latents(
         "dtype": dtype,
         "splits": {},
     }
-    batches = sum(-(-min(shard_size, len(each["images"]) - start) // batch_size) for each in parts.values()
-                  for start in range(0, len(each["images"]), shard_size))  # fmt: skip
+    batches = sum(-(-min(shard_size, count - start) // batch_size) for count in counts.values()
+                  for start in range(0, count, shard_size))  # fmt: skip
     with atomic_folder(path) as folder, progress_bar("encoding" if progress else None, batches) as advance:
-        for split, columns in parts.items():
-            sizes = []
-            for shard, images in enumerate(columns["images"].split(shard_size)):
-                rows = slice(shard * shard_size, shard * shard_size + len(images))
-                for name in columns.keys() - {"images"}:
-                    np.save(shard_path(folder, split, shard, name), columns[name][rows].numpy())
+        for split in SPLITS:
+            shards = torch.arange(counts[split]).split(shard_size)
+            for shard, rows in enumerate(shards):
                 made = np.lib.format.open_memmap(
-                    shard_path(folder, split, shard, KEY), "w+", np.dtype(dtype), (len(images), *space.shape)
+                    shard_path(folder, split, shard, KEY), "w+", np.dtype(dtype), (len(rows), *space.shape)
                 )
-                _fill(made, space, images.split(batch_size), device, advance)
-                sizes.append(len(images))
-            meta["splits"][split] = {"shards": sizes, "columns": sorted(columns.keys() - {"images"})}
+                served = (data.batch(split, part) for part in rows.split(batch_size))
+                for name, column in _fill(made, space, served, data.gives, device, advance).items():
+                    np.save(shard_path(folder, split, shard, name), column.numpy())
+            meta["splits"][split] = {"shards": [len(rows) for rows in shards], "columns": sorted(data.gives)}
         (folder / META).write_text(json.dumps(meta, indent=2) + "\n")
     return meta
 
@@ -129,20 +138,25 @@ def write_latents(
 def _fill(
     made: np.memmap,
     space: LatentSpace,
-    batches: tuple[Tensor, ...],
+    batches: Iterable[Batch],
+    names: Sequence[str],
     device: torch.device | str,
     advance: Callable[[], None],
-) -> None:
-    start = 0
-    for images in batches:
-        stop = start + len(images)
+) -> Batch:
+    """Write the latents of the batches' images one after the other, and give their conditions."""
+    start, columns = 0, {name: list[Tensor]() for name in names}
+    for batch in batches:
+        stop = start + len(batch["images"])
         with np.errstate(over="ignore"):  # it is refused below
-            made[start:stop] = space.latents(images.to(device)).cpu().numpy()
+            made[start:stop] = space.latents(batch["images"].to(device)).cpu().numpy()
         if not np.isfinite(made[start:stop]).all():
             raise FloatingPointError(f"latents are not finite as {made.dtype}: use float32, or another autoencoder")
+        for name, column in columns.items():
+            column.append(batch[name])
         start = stop
         advance()
     made.flush()
+    return {name: torch.cat(column) for name, column in columns.items()}
 
 
 class LatentShards(Dataset[Batch]):
@@ -217,7 +231,9 @@ class Latents(Unconditional):
         LightningDataModule.__init__(self)  # and not Unconditional's, whose arguments are those of `data`
         if batch_size < 1:
             raise InputError(f"data.batch_size must be at least 1: got {batch_size}")
+        check_unaugmented(data)
         self.folder, self.data, self.batch_size = Path(folder), data, batch_size
+        self.num_workers, self._order = 0, None
 
     @functools.cached_property
     def meta(self) -> dict[str, Any]:
@@ -233,7 +249,7 @@ class Latents(Unconditional):
                 "or make them again with `diffusion-lab latents`"
             )
         for split in SPLITS:
-            there, wanted = sum(meta["splits"][split]["shards"]), len(self.data.part(split).images)
+            there, wanted = sum(meta["splits"][split]["shards"]), len(self.data.part(split))
             if there != wanted:
                 raise InputError(f"{self.folder} has {there} {split} latents of now {wanted} images: {MAKE} again")
         return meta
@@ -266,6 +282,12 @@ class Latents(Unconditional):
     def columns(self, images: Images) -> Batch:
         return self.data.columns(images)
 
+    def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:
+        return batch  # its conditions were computed with it
+
+    def batch(self, split: Split, indices: Tensor) -> Batch:
+        return self.data.batch(split, indices)
+
     def conditions(self, count: int) -> dict[str, Tensor]:
         return self.data.conditions(count)
 
@@ -276,5 +298,5 @@ class Latents(Unconditional):
     def reference(self, split: Split, batch_size: int) -> Iterator[Tensor]:
         return self.data.reference(split, batch_size)
 
-    def _columns(self, split: Split) -> LatentShards:  # type: ignore[override]  # served in the same way
+    def _rows(self, split: Split) -> LatentShards:  # type: ignore[override]  # served in the same way
         return LatentShards(self.folder, split, self.meta)

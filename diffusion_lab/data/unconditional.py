@@ -1,118 +1,146 @@
-"""Images alone."""
+"""Images alone, and what all tasks share: splits, order, augmentation and what a model sees of an image."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader
 
 from diffusion_lab.configurable import Configurable
+from diffusion_lab.data.augmentation import centre_crop, flipped, random_crop
+from diffusion_lab.data.draws import Draws
+from diffusion_lab.data.loading import Batch, EpochOrder, ResumableLoader, Rows, whole
 from diffusion_lab.data.sources import Images, Source
 from diffusion_lab.errors import InputError
 from diffusion_lab.noise import run_seed
 
 Split = Literal["train", "validation", "all"]
-Batch = dict[str, Tensor]
-
-
-class TensorImages(Dataset[Batch]):
-    """Images in memory, served a batch at a time: `images[[3, 7]]` is one selection, not two and a collation."""
-
-    def __init__(self, columns: Batch) -> None:
-        """
-        Args:
-            columns: Tensors of one length, by the key they have in a batch.
-        """
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.columns["images"])
-
-    def __getitem__(self, index: int) -> Batch:
-        return {key: column[index] for key, column in self.columns.items()}
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        chosen = torch.tensor(indices)
-        return {key: column[chosen] for key, column in self.columns.items()}
-
-
-class EpochOrder(DistributedSampler[int]):
-    """Shuffles by (seed, epoch) and gives each rank its part.
-
-    So a run that is resumed from the end of an epoch sees the images that it would have seen.
-    """
-
-    def __init__(self, images: TensorImages, trainer: Trainer | None) -> None:
-        """
-        Args:
-            images: What is shuffled.
-            trainer: Knows epoch and rank; without one it is always epoch 0 of one rank.
-        """
-        ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        super().__init__(images, *ranks, seed=run_seed(), drop_last=True)
-        self.trainer = trainer
-
-    def __iter__(self) -> Iterator[int]:
-        # Asked here: after resuming from the end of an epoch, Lightning's own set_epoch is one epoch behind.
-        self.epoch = self.trainer.current_epoch if self.trainer else 0
-        return super().__iter__()
-
-
-def whole(batch: Any) -> Any:
-    """The collation of batches that come whole."""
-    return batch
+MOST_WORKERS = 8
 
 
 class Unconditional(Configurable, LightningDataModule):
-    """Batches `{"images": uint8 [B, C, H, W]}`; images become floats on the device.
+    """Batches `{"images": uint8 [B, C, H, W], "index": int64 [B]}`; images become floats in the model.
 
     Training batches are shuffled and all of one size; validation has every held-out image once, in order. Testing and
-    predicting use the held-out images too.
+    predicting use the held-out images too. Flips, crops and the conditions that are made of images are drawn on the
+    device, each from the run's seed, the epoch and the image's index in the source; those of validation are the same
+    each time. Resuming goes on at the very batch where a run was interrupted.
+
+    Attributes:
+        gives: The keys of a batch that are conditions.
     """
 
+    gives: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
-        self, source: Source, batch_size: int = 128, validation_fraction: float = 0.2, split_seed: int = 0
+        self,
+        source: Source,
+        batch_size: int = 128,
+        validation_fraction: float | None = None,
+        split_seed: int = 0,
+        horizontal_flip: bool = False,
+        crop: int | None = None,
+        num_workers: int | None = None,
     ) -> None:
         """
         Args:
             source: Where the images come from.
             batch_size: Images in a batch, on each device.
-            validation_fraction: The share of images held out, classes in proportion.
-            split_seed: Which split; the same seed always gives the same.
+            validation_fraction: The share of images held out, classes in proportion; the source's own validation or
+                test part unless given, or 0.2 where it has none.
+            split_seed: Which split of that share; the same seed always gives the same.
+            horizontal_flip: Mirror each training image with probability 1/2.
+            crop: Side of the square that is cut out of an image: anywhere in training, in the middle otherwise.
+            num_workers: Processes that read images; none for a set in memory, or one a core up to 8, unless given.
 
         Raises:
-            InputError: A value is out of range; fewer training images than a batch takes are found out when the
-                source is read.
+            InputError: A value is out of range; what does not fit the source is found out when that is read.
         """
         super().__init__()
-        if not 0 < validation_fraction < 1:
+        if validation_fraction is not None and not 0 < validation_fraction < 1:
             raise InputError(f"data.validation_fraction must be between 0 and 1: got {validation_fraction}")
-        if batch_size < 1:
-            raise InputError(f"data.batch_size must be at least 1: got {batch_size}")
+        for name, value, least in (("batch_size", batch_size, 1), ("crop", crop, 1), ("num_workers", num_workers, 0)):
+            if value is not None and value < least:
+                raise InputError(f"data.{name} must be at least {least}: got {value}")
         self.source, self.batch_size = source, batch_size
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
+        self.horizontal_flip, self.crop, self.num_workers = horizontal_flip, crop, num_workers
         self._parts: dict[str, Images] = {}
+        self._order: EpochOrder | None = None
 
     def part(self, split: Split) -> Images:
-        """The images of a split, in a fixed order; the source is read on the first call."""
+        """The images of a split as the source has them, in a fixed order; the source is read on the first call."""
         if not self._parts:
             every = self.source.read()
+            if self.crop is not None and self.crop > min(every.shape[1:]):
+                size = "x".join(map(str, every.shape[1:]))
+                raise InputError(f"data.crop must be at most the images' side, which are {size}: got {self.crop}")
             train, validation = every.split(self.validation_fraction, self.split_seed)
             self._check_batch_size(len(train))
             self._parts = {"train": every.select(train), "validation": every.select(validation), "all": every}
         return self._parts[split]
 
     def columns(self, images: Images) -> Batch:
-        """What a batch holds of the images."""
-        return {"images": images.images}
+        """The annotations that are conditions, a row for each image."""
+        return {}
+
+    def derive(self, images: Tensor, draws: Draws) -> Batch:
+        """The conditions that are made of the images, uint8 [B, C, H, W], on their device."""
+        return {}
+
+    def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:
+        """What the model sees of a loader's batch, on whatever device it is.
+
+        Args:
+            batch: Images, their index and annotations.
+            epoch: The training epoch that augments them; None for validation, which has the same draws each time.
+        """
+        training = epoch is not None
+        seed = self._order.seed if self._order else run_seed()
+        draws = Draws(seed if training else 0, epoch or 0, batch["index"])
+        images = batch["images"]
+        if self.crop is not None:
+            images = (
+                random_crop(images, self.crop, draws.stream("crop")) if training else centre_crop(images, self.crop)
+            )
+        if self.horizontal_flip and training:
+            images = flipped(images, draws.stream("flip"))
+        return {**batch, "images": images, **self.derive(images, draws.stream("condition"))}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        training = self.trainer is not None and self.trainer.training
+        return self.prepare(batch, self.trainer.current_epoch if training and self.trainer else None)
+
+    def batch(self, split: Split, indices: Tensor) -> Batch:
+        """The images of a split at `indices` [B] and their conditions, as validation has them."""
+        images = self.part(split).select(indices)
+        return self.prepare({"images": images.images, "index": images.rows, **self.columns(images)})
 
     def conditions(self, count: int) -> dict[str, Tensor]:
-        """A value of each condition for `count` generated images, by the conditions' names: here none."""
-        return {}
+        """A value of each condition for `count` generated images: those of held-out images, as `spread` has them."""
+        if not self.gives:
+            return {}
+        batch = self.batch("validation", self.spread(count))
+        return {name: batch[name] for name in self.gives}
+
+    def spread(self, count: int) -> Tensor:
+        """Indices of `count` held-out images, [count]: evenly spread, or all and again from the first."""
+        there = len(self.part("validation"))
+        return torch.arange(count) * there // count if count < there else torch.arange(count) % there
+
+    def pictures(self, batch: Batch) -> list[Tensor]:
+        """The conditions that can be looked at, each uint8 [B, C, H, W] of the images' size."""
+        return []
+
+    def words(self, batch: Batch) -> list[str]:
+        """What the conditions of each image say in words; empty where there are none."""
+        return []
 
     @property
     def origin(self) -> Unconditional:
@@ -121,16 +149,20 @@ class Unconditional(Configurable, LightningDataModule):
 
     def reference(self, split: Split, batch_size: int) -> Iterator[Tensor]:
         """All images of a split, unshuffled and unaugmented, as uint8 batches: what samples are compared with."""
-        return iter(self.part(split).images.split(batch_size))
+        for images in self.part(split).batches(batch_size):
+            yield images if self.crop is None else centre_crop(images, self.crop)
 
     def setup(self, stage: str) -> None:
         self.part("all")
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        images = self._columns("train")
-        sampler = EpochOrder(images, self.trainer)
-        self._check_batch_size(len(sampler))
-        return DataLoader(images, batch_size=self.batch_size, sampler=sampler, collate_fn=whole, drop_last=True)
+    def train_dataloader(self) -> ResumableLoader:
+        rows = self._rows("train")
+        order = EpochOrder(rows, self.batch_size, run_seed(), self.trainer, self.part("train").shards)
+        self._check_batch_size(len(order))
+        self._order = order
+        return ResumableLoader(
+            rows, batch_size=self.batch_size, sampler=order, collate_fn=whole, drop_last=True, **self._workers()
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._held_out()
@@ -147,9 +179,22 @@ class Unconditional(Configurable, LightningDataModule):
                 f"data.batch_size must be from 1 to {images}, the training images of a device: got {self.batch_size}"
             )
 
-    def _columns(self, split: Split) -> TensorImages:
-        return TensorImages(self.columns(self.part(split)))
+    def _rows(self, split: Split) -> Rows:
+        return Rows(self.part(split), self.columns(self.part(split)))
+
+    def _workers(self) -> dict[str, Any]:
+        # Selecting rows of a tensor is faster in this process than handing them over from a worker.
+        in_memory = isinstance(self.part("all").pixels, Tensor)
+        count = self.num_workers if self.num_workers is not None else 0 if in_memory else _cores()
+        return {"num_workers": count, "persistent_workers": count > 0}
 
     def _held_out(self) -> DataLoader[Any]:
-        # In this process: selecting rows of a tensor is faster than handing them over from a worker.
-        return DataLoader(self._columns("validation"), batch_size=self.batch_size, collate_fn=whole)
+        rows = self._rows("validation")
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        # Every image once: Lightning's own sampler would repeat some, so that all ranks have as many.
+        part = UnrepeatedDistributedSampler(rows, world, rank, shuffle=False) if world > 1 else None
+        return DataLoader(rows, batch_size=self.batch_size, sampler=part, collate_fn=whole, **self._workers())
+
+
+def _cores() -> int:
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
