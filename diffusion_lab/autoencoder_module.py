@@ -156,7 +156,9 @@ class AutoencoderModule(Configurable, LightningModule):
         self._seed = run_seed()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        generator = training_generator(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        generator = training_generator(
+            self.device, self._seed, self.trainer.fit_loop.epoch_loop.batch_progress.total.completed, self.global_rank
+        )
         images = from_uint8(batch["images"]).to(self.autoencoder.decoder.last_layer.dtype)
         posterior = self.autoencoder.encode(images)
         reconstruction = self.autoencoder.decode(posterior.sample(generator))

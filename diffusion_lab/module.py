@@ -138,7 +138,9 @@ class DiffusionModule(Configurable, LightningModule):
             self.conditions.prepare_one(name, (annotations or {}).get(name, batch[name]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        generator = training_generator(self.device, self._seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        generator = training_generator(
+            self.device, self._seed, self.trainer.fit_loop.epoch_loop.batch_progress.total.completed, self.global_rank
+        )
         x0 = self._clean(batch)
         drop = self.conditions.drop_mask(len(x0), generator)
         cond = self.conditions(self.conditions.augment(batch, drawn_normal(generator, len(drop))), drop)

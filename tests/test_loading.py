@@ -67,11 +67,14 @@ class StopAt(Callback):
             raise SystemExit
 
 
-def run(folder: Path, workers: int, *callbacks: Callback, accumulate: int = 1, **fit: Any) -> Records:
+def run(
+    folder: Path, workers: int, *callbacks: Callback, accumulate: int = 1, max_steps: int = -1, **fit: Any
+) -> Records:
     data, module = Unconditional(Numbered(), batch_size=BATCH, num_workers=workers), Records()
     trainer = Trainer(
         accelerator="cpu",
-        max_epochs=3,
+        max_epochs=3 if max_steps < 0 else -1,
+        max_steps=max_steps,
         default_root_dir=folder,
         logger=False,
         enable_checkpointing=False,
@@ -85,6 +88,8 @@ def run(folder: Path, workers: int, *callbacks: Callback, accumulate: int = 1, *
     except SystemExit:
         if not callbacks:
             raise
+    if max_steps > 0:
+        trainer.save_checkpoint(folder / "cut.ckpt")
     return module
 
 
@@ -114,6 +119,18 @@ def test_the_images_seen_are_the_same_with_an_interruption_at_any_batch(
 
 
 @pytest.mark.filterwarnings("ignore:.*no .validation_step.*")
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_a_run_that_max_steps_ended_goes_on(tmp_path: Path, step: int) -> None:
+    def seen(module: Records) -> list[list[int]]:  # without the epochs, of which Lightning counts one twice
+        return [images for *_, images in module.seen]
+
+    whole = run(tmp_path, 0)
+    first = run(tmp_path, 0, max_steps=step)
+    then = run(tmp_path, 0, max_steps=14, ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
+    assert seen(first) + seen(then) == seen(whole)[:14]
+
+
+@pytest.mark.filterwarnings("ignore:.*no .validation_step.*")
 def test_an_interruption_within_accumulated_batches(tmp_path: Path) -> None:
     whole = run(tmp_path, 0, accumulate=2)
     first = run(tmp_path, 0, StopAt(4, tmp_path / "cut.ckpt", False), accumulate=2)
@@ -140,7 +157,7 @@ def test_a_loader_without_a_trainer_goes_on_from_its_state(workers: int) -> None
     for cut in (1, 4, 5, 6, 10):
         before, after = loader(), loader()
         first = served(before, cut)
-        assert before.state_dict() == {"seed": 0, "epoch": (cut - 1) // 5, "position": (cut - 1) % 5 + 1}
+        assert before.state_dict() == {"seed": 0, "epoch": (cut - 1) // 5, "position": (cut - 1) % 5 + 1, "counted": 0}
         after.load_state_dict(before.state_dict())
         assert first + served(after, 15 - cut) == whole
 
@@ -148,7 +165,7 @@ def test_a_loader_without_a_trainer_goes_on_from_its_state(workers: int) -> None
 def test_the_seed_that_shuffled_is_kept() -> None:
     data = Unconditional(Numbered(), batch_size=BATCH)
     loader, other = data.train_dataloader(), data.train_dataloader()
-    other.load_state_dict({"seed": 5, "epoch": 0, "position": 0})
+    other.load_state_dict({**other.state_dict(), "seed": 5})
     first, second = ([batch["index"].tolist() for batch in each] for each in (loader, other))
     assert first != second
     assert other.state_dict()["seed"] == 5

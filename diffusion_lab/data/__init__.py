@@ -7,7 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.data.degradations import Degradation, Downsample
 from diffusion_lab.data.masks import AnyMask, Box, Centre, FreeForm, Half, Mask, Outpainting, Strokes
-from diffusion_lab.data.sources import Digits, Images, Photographs, Shapes, Source
+from diffusion_lab.data.sources import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    STL10,
+    SVHN,
+    CelebA,
+    Digits,
+    Emoji,
+    FashionMNIST,
+    Flowers102,
+    HuggingFace,
+    ImageFolder,
+    ImageNet,
+    Images,
+    Photographs,
+    Shapes,
+    Source,
+    TarShards,
+)
 
 if TYPE_CHECKING:
     from diffusion_lab.data.class_conditional import ClassConditional
@@ -27,15 +46,27 @@ _MODULES = {
 }
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "STL10",
+    "SVHN",
     "AnyMask",
     "Box",
+    "CelebA",
     "Centre",
     "ClassConditional",
     "Degradation",
     "Digits",
     "Downsample",
+    "Emoji",
+    "FashionMNIST",
+    "Flowers102",
     "FreeForm",
     "Half",
+    "HuggingFace",
+    "ImageFolder",
+    "ImageNet",
     "Images",
     "Inpainting",
     "Latents",
@@ -46,6 +77,7 @@ __all__ = [
     "Source",
     "Strokes",
     "SuperResolution",
+    "TarShards",
     "TextToImage",
     "Unconditional",
 ]

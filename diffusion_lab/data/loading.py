@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from diffusion_lab.data.sources import Images
 
 Batch = dict[str, Tensor]
+STATE = ("seed", "epoch", "position", "counted")
 
 
 class Rows(Dataset[Batch]):
@@ -47,6 +48,8 @@ class EpochOrder(DistributedSampler[int]):
     Attributes:
         epoch: Which order.
         position: The batches of this epoch that were served already.
+        counted: The trainer's number of this epoch, or None before it was asked. It is another where a run was ended by
+            max_steps within an epoch and went on from there: Lightning counts such an epoch twice.
     """
 
     WINDOW = 4
@@ -64,15 +67,25 @@ class EpochOrder(DistributedSampler[int]):
         """
         ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         super().__init__(rows, *ranks, seed=seed, drop_last=True)
-        self.batch_size, self.trainer, self.shards, self.position = batch_size, trainer, shards, 0
+        self.batch_size, self.trainer, self.shards = batch_size, trainer, shards
+        self.position, self.counted = 0, None if trainer else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: `seek` knows better."""
 
     def seek(self) -> None:
         """Go to the epoch and the batch that the trainer is at, or past the end of an epoch to the next."""
-        if self.trainer is not None and self.trainer.training:
-            self.epoch = self.trainer.current_epoch
-            self.position = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        elif self.position >= len(self) // self.batch_size:
-            self.epoch, self.position = self.epoch + 1, 0
+        if self.trainer is None or not self.trainer.training:
+            if self.position >= len(self) // self.batch_size:
+                self.epoch, self.position = self.epoch + 1, 0
+            return
+        now = self.trainer.current_epoch
+        self.position = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if self.counted is None:
+            self.epoch = now
+        elif not self.position:
+            self.epoch += now - self.counted
+        self.counted = now
 
     def __iter__(self) -> Iterator[int]:
         mine = super().__iter__() if self.shards is None else self._through_shards(self.shards)
@@ -104,16 +117,14 @@ class ResumableLoader(DataLoader[Any]):
             order.position += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Seed, epoch and position; the same on all ranks."""
-        order = self.sampler
-        return {"seed": order.seed, "epoch": order.epoch, "position": order.position}  # type: ignore[attr-defined]
+    def state_dict(self) -> dict[str, Any]:
+        """Seed, epoch and position, the same on all ranks."""
+        return {name: getattr(self.sampler, name) for name in STATE}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from where `state_dict` was; within a Trainer its own progress, restored too, says where that is."""
-        order = self.sampler
-        for name in ("seed", "epoch", "position"):
-            setattr(order, name, state_dict[name])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was; a Trainer, restored too, says at which batch that is."""
+        for name in STATE:
+            setattr(self.sampler, name, state_dict[name])
 
 
 def whole(batch: Any) -> Any:

@@ -72,14 +72,15 @@ class Unconditional(Configurable, LightningDataModule):
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.horizontal_flip, self.crop, self.num_workers = horizontal_flip, crop, num_workers
         self._parts: dict[str, Images] = {}
+        self._columns: dict[str, Batch] = {}
         self._order: EpochOrder | None = None
 
     def part(self, split: Split) -> Images:
         """The images of a split as the source has them, in a fixed order; the source is read on the first call."""
         if not self._parts:
             every = self.source.read()
-            if self.crop is not None and self.crop > min(every.shape[1:]):
-                size = "x".join(map(str, every.shape[1:]))
+            if self.crop is not None and self.crop > min(every.shape[-2:]):
+                size = "x".join(map(str, every.shape))
                 raise InputError(f"data.crop must be at most the images' side, which are {size}: got {self.crop}")
             train, validation = every.split(self.validation_fraction, self.split_seed)
             self._check_batch_size(len(train))
@@ -115,12 +116,11 @@ class Unconditional(Configurable, LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         training = self.trainer is not None and self.trainer.training
-        return self.prepare(batch, self.trainer.current_epoch if training and self.trainer else None)
+        return self.prepare(batch, self._order.epoch if training and self._order else None)
 
     def batch(self, split: Split, indices: Tensor) -> Batch:
         """The images of a split at `indices` [B] and their conditions, as validation has them."""
-        images = self.part(split).select(indices)
-        return self.prepare({"images": images.images, "index": images.rows, **self.columns(images)})
+        return self.prepare(self._rows(split).__getitems__(indices.tolist()))
 
     def conditions(self, count: int) -> dict[str, Tensor]:
         """A value of each condition for `count` generated images: those of held-out images, as `spread` has them."""
@@ -180,7 +180,9 @@ class Unconditional(Configurable, LightningDataModule):
             )
 
     def _rows(self, split: Split) -> Rows:
-        return Rows(self.part(split), self.columns(self.part(split)))
+        if split not in self._columns:
+            self._columns[split] = self.columns(self.part(split))
+        return Rows(self.part(split), self._columns[split])
 
     def _workers(self) -> dict[str, Any]:
         # Selecting rows of a tensor is faster in this process than handing them over from a worker.
