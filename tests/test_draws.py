@@ -60,6 +60,14 @@ def test_numbers_are_the_bits_of_words() -> None:
     assert draws(1000, 5).coin(0.3).tolist() == [(word >> 40) / 2**24 < 0.3 for word in unsigned]
 
 
+def test_normal_numbers_are_two_from_the_bits_of_a_word() -> None:
+    words = [expected(5, 0, 3, "", n) for n in range(2)]
+    radii = [math.sqrt(-2 * math.log(((word >> 24) + 1) / 2**40)) for word in words]
+    angles = [2 * math.pi * (word % 2**24) / 2**24 for word in words]
+    z = [radius * turn(angle) for radius, angle in zip(radii, angles, strict=True) for turn in (math.cos, math.sin)]
+    assert Draws(5, 0, torch.tensor([3])).normal([3])[0].tolist() == pytest.approx(z[:3], abs=2e-6)
+
+
 def test_arrays_and_tensors_are_scrambled_alike() -> None:
     tensor = torch.randint(-(2**63), 2**63 - 1, (1000,))
     array = tensor.numpy().copy()

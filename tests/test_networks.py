@@ -134,6 +134,15 @@ def test_channels_that_are_the_same_everywhere_spread_over_the_image() -> None:
     assert torch.equal(network(x, t, Cond(concat=row)), network(x, t, Cond(concat=row.expand(2, 2, 4, 4))))
 
 
+def test_coordinates_are_the_column_and_the_row_of_each_pixel() -> None:
+    network = UNet(1, 8, (1, 2), blocks=1, channels_per_head=8, embed_dim=16, coordinates=True)
+    images = network._images(torch.zeros(2, 1, 6, 4), Cond())
+    assert images.shape == (2, 3, 6, 4)
+    assert images[1, 1, 5].tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+    assert images[0, 2, :, 3].tolist() == pytest.approx([-1, -0.6, -0.2, 0.2, 0.6, 1])
+    assert network(torch.zeros(2, 1, 6, 4), torch.zeros(2), Cond()).shape == (2, 1, 6, 4)
+
+
 @pytest.mark.parametrize("ddpm", [False, True])
 def test_time_embedding_is_its_papers_sinusoids(ddpm: bool) -> None:
     t = torch.tensor([0.0, 7.0, 999.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.data.degradations import Degradation, Downsample
+from diffusion_lab.data.degradations import Degradation, Downsample, RealESRGAN
 from diffusion_lab.data.masks import AnyMask, Box, Centre, FreeForm, Half, Mask, Outpainting, Strokes
 from diffusion_lab.data.sources import (
     CIFAR10,
@@ -73,6 +73,7 @@ __all__ = [
     "Mask",
     "Outpainting",
     "Photographs",
+    "RealESRGAN",
     "Shapes",
     "Source",
     "Strokes",

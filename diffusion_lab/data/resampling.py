@@ -15,7 +15,7 @@ METHODS = ("area", "bilinear", "bicubic")  # of `resized`, by number
 
 @lru_cache(maxsize=32)
 def downsampling(kernel: Kernel, factor: int, size: int, sigma: float, device: torch.device) -> tuple[Tensor, int]:
-    """The weights along one axis, whole numbers as float64 [size / factor, size], and what each row sums to."""
+    """The weights along one axis, whole numbers as float64 [size / factor, size], and what a row sums to."""
     places = torch.arange(size, dtype=torch.float64)
     middles = (torch.arange(size // factor, dtype=torch.float64) + 0.5) * factor - 0.5
     offset = (places - middles[:, None]).abs()
@@ -25,11 +25,7 @@ def downsampling(kernel: Kernel, factor: int, size: int, sigma: float, device: t
         rows = keys_cubic(offset / factor, -0.5)
     else:  # less the exponent of the nearest pixels, so that the narrowest Gaussian is theirs
         rows = (-0.5 * (offset.square() - offset.square().amin(1, keepdim=True)) / sigma**2).exp()
-    counts = (rows / rows.sum(1, keepdim=True) * UNIT).round()
-    # The greatest weight takes what rounding left over, so that constants stay what they are.
-    greatest = counts.argmax(1, keepdim=True)
-    counts.scatter_add_(1, greatest, UNIT - counts.sum(1, keepdim=True))
-    return counts.to(device), UNIT
+    return (rows / rows.sum(1, keepdim=True) * UNIT).round().to(device), UNIT
 
 
 def keys_cubic(x: Tensor, a: float) -> Tensor:

@@ -186,8 +186,9 @@ class Unconditional(Configurable, LightningDataModule):
 
     def _workers(self) -> dict[str, Any]:
         # Selecting rows of a tensor is faster in this process than handing them over from a worker.
-        in_memory = isinstance(self.part("all").pixels, Tensor)
-        count = self.num_workers if self.num_workers is not None else 0 if in_memory else _cores()
+        count = self.num_workers
+        if count is None:
+            count = 0 if self.part("all").in_memory else _cores()
         return {"num_workers": count, "persistent_workers": count > 0}
 
     def _held_out(self) -> DataLoader[Any]:

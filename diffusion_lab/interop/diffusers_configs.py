@@ -169,7 +169,7 @@ def unet_config(network: UNet, linear: bool) -> Config:
         linear: Transformers are entered and left by linear layers, where there are any.
     """
     options, conditional = network.options, network.context_dim is not None
-    for key, wanted in {"up_attention": "all", "skip_scale": 1, "temporal": False}.items():
+    for key, wanted in {"up_attention": "all", "skip_scale": 1, "temporal": False, "coordinates": False}.items():
         if options[key] != wanted:
             raise InputError(f"diffusers has no U-Net with {key} {options[key]!r}: only {wanted!r}")
     if isinstance(options["dropout"], Sequence):

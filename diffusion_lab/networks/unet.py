@@ -55,7 +55,6 @@ class UNet(Configurable, nn.Module):
     added to the time embedding, and `cond.context` is attended to.
 
     Attributes:
-        downsampling: What height and width must be divisible by.
         options: The arguments below, whichever subclass gave them.
     """
 
@@ -73,6 +72,7 @@ class UNet(Configurable, nn.Module):
         embedding: Embedding = "scale_shift",
         sinusoids: Sinusoids = "adm",
         concat_channels: int = 0,
+        coordinates: bool = False,
         context_dim: int | None = None,
         transformer_layers: int | Sequence[int] = 1,
         resampling: Resampling = "conv",
@@ -99,6 +99,9 @@ class UNet(Configurable, nn.Module):
             embedding: The embedding scales and shifts a block's second norm (ADM), or is "additive" before it (DDPM).
             sinusoids: Those of the network time as "adm" has them, cosines first, or "ddpm", sines first.
             concat_channels: Channels that conditions add to the input.
+            coordinates: Give the network the column and the row of each pixel, from -1 to 1, as two more channels,
+                without which convolutions are slow to learn to draw at a place that a text names (CoordConv,
+                1807.03247).
             context_dim: Length of a token that conditions give; attention is then that of transformer layers, to
                 positions and to the tokens, as in latent diffusion.
             transformer_layers: How many of them in each attention, or a number for each level, the last the middle's.
@@ -125,7 +128,7 @@ class UNet(Configurable, nn.Module):
         self.options = options
         self.channels, self.out_channels = channels, channels if out_channels is None else out_channels
         self.concat_channels, self.embed_dim, self.context_dim = concat_channels, embed_dim, context_dim
-        self.temporal, self.checkpointing, self.downsampling = temporal, checkpointing, 2 ** (len(multipliers) - 1)
+        self.temporal, self.checkpointing, self.coordinates = temporal, checkpointing, coordinates
         check_sizes(channels=channels, out_channels=self.out_channels, blocks=blocks, heads=heads, embed_dim=embed_dim)
         check_sizes(channels_per_head=channels_per_head, context_dim=context_dim, concat_channels=concat_channels)
         check_sizes(even=True, width=width)
@@ -158,7 +161,7 @@ class UNet(Configurable, nn.Module):
             return Upsample(wide) if way == "up" else Downsample(wide, pad_end=resampling == "conv_end")
 
         self.time = TimeEmbedding(width, embed_dim, sinusoids == "ddpm")
-        self.enter = nn.Conv2d(channels + concat_channels, width, 3, padding=1)
+        self.enter = nn.Conv2d(channels + concat_channels + 2 * coordinates, width, 3, padding=1)
 
         self.down, skips, current = nn.ModuleList(), [width], width
         for level, wide in enumerate(widths):
@@ -184,6 +187,11 @@ class UNet(Configurable, nn.Module):
         self.leave = nn.Sequential(style.norm(current), nn.SiLU(), last)
         if init == "xavier":
             xavier_init(self)
+
+    @property
+    def downsampling(self) -> int:
+        """What height and width must be divisible by."""
+        return 2 ** (len(self.options["multipliers"]) - 1)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise InputError unless the levels can halve such an image."""
@@ -220,13 +228,18 @@ class UNet(Configurable, nn.Module):
         return rearrange(output, "(b f) c h w -> b c f h w", f=frames) if x_t.ndim == 5 else output
 
     def _images(self, x_t: Tensor, cond: Cond) -> Tensor:
-        """Frames as images, with the channels that conditions give: [B F, C + K, H, W]."""
+        """Frames as images, with the channels that conditions give and with coordinates: [B F, C + K (+ 2), H, W]."""
         if cond.concat is not None:
             beside = cond.concat.to(x_t.dtype)
             if beside.ndim < x_t.ndim:  # the same for all frames
                 beside = beside[:, :, None]
             x_t = torch.cat([x_t, beside.expand(-1, -1, *x_t.shape[2:])], 1)
-        return rearrange(x_t, "b c f h w -> (b f) c h w") if x_t.ndim == 5 else x_t
+        images = rearrange(x_t, "b c f h w -> (b f) c h w") if x_t.ndim == 5 else x_t
+        if not self.coordinates:
+            return images
+        rows, columns = (torch.linspace(-1, 1, side).to(images) for side in images.shape[2:])
+        places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))         # [2, H, W]
+        return torch.cat([images, places.expand(len(images), -1, -1, -1)], 1)
 
     def _given(self, network_time: Tensor, cond: Cond, frames: int) -> Given:
         embed = self.time(network_time)                                 # [B, D]

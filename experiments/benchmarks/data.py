@@ -40,7 +40,7 @@ from torchvision import transforms
 
 from diffusion_lab import Unconditional
 from diffusion_lab.data import Images, Source
-from diffusion_lab.data.sources.cache import cached, mapped, reserve
+from diffusion_lab.data.sources.cache import Mapped, cached, reserve
 from diffusion_lab.spaces import from_uint8
 
 COUNT, CHANNELS, SIDE, BATCH, WORKERS, RANKS = 50_000, 3, 32, 128, 2, 2
@@ -60,7 +60,7 @@ class Noise(Source):
             pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)
             pixels.flush()
 
-        return Images(cached(f"noise_{self.side}", write, lambda folder: mapped(folder / "pixels.npy")))
+        return Images(cached(f"noise_{self.side}", write, lambda folder: Mapped(folder / "pixels.npy")))
 
 
 class Single(Dataset[Tensor]):

@@ -1,6 +1,6 @@
 """Counts how many captions a text-to-image model of single shapes obeys, on combinations that it never saw.
 
-Command:   python experiments/shapes/evaluate_captions.py [checkpoints/shapes] [--picture experiments/shapes/held_out.png]
+Command:   python experiments/shapes/evaluate_captions.py [checkpoints/shapes] [--picture PNG]
 Hardware:  two CPU cores, about 5 minutes.
 Prints:    a Markdown table over guidance scales: the share of captions that hold of the image made for them, as the
            reader of Shapes finds them, mean and deviation over three seeds of one image for each combination; for those

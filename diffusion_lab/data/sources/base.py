@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from diffusion_lab.configurable import Configurable
+from diffusion_lab.data.sources.cache import Mapped
 from diffusion_lab.errors import InputError
 
 
@@ -71,6 +72,11 @@ class Images:
         if isinstance(self.pixels, Tensor) and len(self) == len(self.pixels):
             return self.pixels
         return self.take(torch.arange(len(self)))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether pixels are there and need not be made, so that workers would only hand them over."""
+        return isinstance(self.pixels, Tensor | Mapped)
 
     def take(self, indices: Tensor) -> Tensor:
         """The pixels at `indices` [B]: uint8 [B, C, H, W]."""

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -120,6 +120,36 @@ def mapped(path: Path) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(array)
+
+
+class Mapped:
+    """Pixels in a file that is mapped into memory. Another process is sent the path alone, and maps the file itself."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: A `.npy` file of uint8 [N, C, H, W].
+
+        Raises:
+            ValueError: It is damaged, or holds something else.
+        """
+        self.path, self.tensor = path, mapped(path)
+        if self.tensor.dtype != torch.uint8 or self.tensor.ndim != 4:
+            raise ValueError(f"{path} holds {self.tensor.dtype} {list(self.tensor.shape)}")
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """N, C, H and W."""
+        return self.tensor.shape
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.tensor.index_select(0, rows)
+
+    def __reduce__(self) -> tuple[type[Mapped], tuple[Path]]:
+        return Mapped, (self.path,)
 
 
 @contextmanager

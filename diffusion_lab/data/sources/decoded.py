@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lab.data.sources.base import Images, Pixels, Source
-from diffusion_lab.data.sources.cache import cached, forget, hashed, mapped, reserve, tell
+from diffusion_lab.data.sources.cache import Mapped, cached, forget, hashed, reserve, tell
 from diffusion_lab.data.sources.decoding import decode, reason
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import read_json, write_json
@@ -157,8 +157,8 @@ class DecodedSource(Source):
             broken = {int(row): text for row, text in read_json(folder / BROKEN).items()}
             if not self.cache:
                 return Decoded(self, shape), broken
-            pixels = mapped(folder / PIXELS)
-            if pixels.shape != shape or pixels.dtype != torch.uint8:
+            pixels = Mapped(folder / PIXELS)
+            if tuple(pixels.shape) != shape:
                 raise ValueError(f"pixels of {list(pixels.shape)}")
             return pixels, broken
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion_lab.data.sources.base import Images, Source
-from diffusion_lab.data.sources.cache import cached, hashed, mapped, reserve
+from diffusion_lab.data.sources.cache import Mapped, cached, hashed, reserve
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import read_json, write_json
 
@@ -129,7 +129,7 @@ class ArraySet(Source):
         write_json(folder / REST, {"held_out": len(arrays[-1]), "class_names": class_names})
 
     def _read(self, folder: Path) -> Images:
-        pixels, labels, rest = mapped(folder / PIXELS), np.load(folder / LABELS), read_json(folder / REST)
+        pixels, labels, rest = Mapped(folder / PIXELS), np.load(folder / LABELS), read_json(folder / REST)
         if len(pixels) != len(labels):
             raise ValueError(f"{len(pixels)} images and {len(labels)} labels")
         held_out = torch.arange(len(pixels)) >= len(pixels) - rest["held_out"]
