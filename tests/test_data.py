@@ -38,14 +38,20 @@ def test_photographs_are_cut_into_patches_row_by_row() -> None:
         cut = photograph[row : row + 16, column : column + 16]
         assert patches.images[index].permute(1, 2, 0).tolist() == cut.tolist()
     assert len(Photographs(16, 8).read().images) == 2 * 52 * 79
-    apart = Photographs(16, 8, held_out=0.25).read()  # the border lies at 480
+    apart = Photographs(16, 8, held_out=(0.5, 0.75)).read()  # the strip lies from 320 to 480
     assert apart.held_out is not None
-    assert apart.images[apart.held_out][0].permute(1, 2, 0).tolist() == temple[:16, 480:496].tolist()
-    assert apart.images[~apart.held_out][57].permute(1, 2, 0).tolist() == temple[:16, 456:472].tolist()
-    assert (len(apart), int(apart.held_out.sum())) == (2 * 52 * (59 + 19), 2 * 52 * 19)
-    for share, message in ((1.0, "must be from 0 to below 1: got 1.0"), (0.01, "held_out 0.01 leaves no whole patch")):
+    assert apart.images[apart.held_out][0].permute(1, 2, 0).tolist() == temple[:16, 320:336].tolist()
+    assert apart.images[~apart.held_out][38].permute(1, 2, 0).tolist() == temple[:16, 304:320].tolist()
+    assert apart.images[~apart.held_out][39].permute(1, 2, 0).tolist() == temple[:16, 480:496].tolist()
+    assert (len(apart), int(apart.held_out.sum())) == (2 * 52 * (39 + 19 + 19), 2 * 52 * 19)
+    for strip, message in (
+        ((0.5, 1.1), r"from 0 to 1: got \[0.5, 1.1\]"),
+        ((0.5, 0.5), r"from 0 to 1: got \[0.5, 0.5\]"),
+        ((0.5, 0.51), r"held_out \[0.5, 0.51\] leaves no whole patch of 16 pixels within the strip or beside it"),
+        ((0.0, 1.0), "leaves no whole patch"),
+    ):
         with pytest.raises(InputError, match=message):
-            Photographs(16, held_out=share)
+            Photographs(16, held_out=strip)
     with pytest.raises(InputError, match="a size from 1 to 427 and a stride of at least 1: got 428 and 428"):
         Photographs(428)
 

@@ -43,17 +43,18 @@ class Photographs(Source):
     Natural colours at 427x640 pixels; patches lie on a grid from the upper left corner, temple first, row by row.
     """
 
-    def __init__(self, size: int = 16, stride: int | None = None, held_out: float = 0.0) -> None:
+    def __init__(self, size: int = 16, stride: int | None = None, held_out: tuple[float, float] | None = None) -> None:
         """
         Args:
             size: Height and width of a patch; 16 gives 2,080 of them.
             stride: Pixels from one patch to the next; the size unless given. With a smaller one patches overlap, so
                 that those drawn at random for validation are not unseen.
-            held_out: The share of each photograph's width, at its right, whose patches are held out, so that nothing of
-                them is seen in training; patches across the border are left out. None unless given.
+            held_out: Where, in parts of each photograph's width, the upright strip begins and ends whose patches are
+                held out, such as [0.4, 0.6], so that nothing of them is seen in training; patches across its borders
+                are left out. None unless given.
 
         Raises:
-            InputError: A value is out of range, or no patch lies on one side of the border.
+            InputError: A value is out of range, or no patch lies within the strip or beside it.
         """
         stride = size if stride is None else stride
         if not 1 <= size <= PHOTOGRAPH[0] or stride < 1:
@@ -61,13 +62,16 @@ class Photographs(Source):
                 f"patches of the photographs have a size from 1 to {PHOTOGRAPH[0]} and a stride of at least 1: got "
                 f"{size} and {stride}"
             )
-        if not 0 <= held_out < 1:
-            raise InputError(f"held_out, a share of each photograph's width, must be from 0 to below 1: got {held_out}")
         self.size, self.stride, self.held_out = size, stride, held_out
-        left, right = self._sides(torch.arange(0, PHOTOGRAPH[1] - size + 1, stride))
-        if held_out and not (left.any() and right.any()):
+        if held_out is None:
+            return
+        if not 0 <= held_out[0] < held_out[1] <= 1:
+            raise InputError(f"held_out must be where a strip begins and ends, from 0 to 1: got {list(held_out)}")
+        within, beside = self._sides(torch.arange(0, PHOTOGRAPH[1] - size + 1, stride), held_out)
+        if not (within.any() and beside.any()):
             raise InputError(
-                f"held_out {held_out} leaves no whole patch of {size} pixels beside the border: give another share"
+                f"held_out {list(held_out)} leaves no whole patch of {size} pixels within the strip or beside it: give "
+                "another strip"
             )
 
     def read(self) -> Images:
@@ -76,12 +80,14 @@ class Photographs(Source):
         _, rows, columns, *_ = grid.shape
         patches = rearrange(grid, "n rows columns c h w -> (n rows columns) c h w").contiguous()
         every = Images(patches, torch.arange(2).repeat_interleave(rows * columns), num_classes=2, class_names=NAMES)
-        if not self.held_out:
+        if self.held_out is None:
             return every
-        left, right = (side.repeat(2 * rows) for side in self._sides(torch.arange(columns) * self.stride))
-        return replace(every, held_out=right).select((left | right).nonzero()[:, 0])
+        sides = self._sides(torch.arange(columns) * self.stride, self.held_out)
+        within, beside = (side.repeat(2 * rows) for side in sides)
+        return replace(every, held_out=within).select((within | beside).nonzero()[:, 0])
 
-    def _sides(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Which patches lie wholly left, and which wholly right of the border, by the columns they begin at."""
-        border = round(PHOTOGRAPH[1] * (1 - self.held_out))
-        return starts + self.size <= border, starts >= border
+    def _sides(self, starts: Tensor, strip: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Which patches lie wholly within the strip, and which wholly beside it, by the columns they begin at."""
+        begin, end = (round(PHOTOGRAPH[1] * part) for part in strip)
+        ends = starts + self.size
+        return (starts >= begin) & (ends <= end), (ends <= begin) | (starts >= end)
