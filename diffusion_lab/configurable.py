@@ -41,7 +41,9 @@ class Configurable:
         recorded = {name: bound.arguments[name] for name in named if name in bound.arguments}
         for name, parameter in signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                recorded |= bound.arguments.get(name, {})
+                # The command line hands on every option and Python few: those at their defaults make no difference.
+                handed = bound.arguments.get(name, {})
+                recorded |= {key: value for key, value in handed.items() if not is_default(cls, key, value)}
         self.__dict__["_init_args"] = {name: describe(value) for name, value in recorded.items()}
         return self
 
@@ -49,6 +51,16 @@ class Configurable:
     def config(self) -> dict[str, Any]:
         """What made this object, as plain data that `build` accepts."""
         return {"class_path": class_path(type(self)), "init_args": self.__dict__["_init_args"]}
+
+
+def is_default(cls: type, name: str, value: Any) -> bool:
+    """Whether a value is what the nearest base class whose `__init__` has such an argument takes without it."""
+    for base in cls.__mro__[1:]:
+        parameters = inspect.signature(base).parameters if "__init__" in vars(base) else {}
+        if name in parameters:
+            default = parameters[name].default
+            return type(default) is type(value) and bool(default == value)
+    return False
 
 
 def class_path(cls: type) -> str:

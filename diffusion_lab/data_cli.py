@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+from lightning.pytorch import seed_everything
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -27,7 +28,11 @@ def run_data(options: argparse.Namespace) -> None:
     if options.epoch < 0:
         raise InputError(f"--epoch must be at least 0: got {options.epoch}")
     check_writable(options.output)
-    data = build_data(read_config(options.config), options.config).origin
+    config = read_config(options.config)
+    seed = config.get("seed_everything", 0)
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        seed_everything(seed, verbose=False)
+    data = build_data(config, options.config).origin
     batch = first_of(data, options.split, options.count, options.epoch)
     write_png(sheet([*data.pictures(batch), batch["images"]], data.words(batch)), options.output)
     Console().print(summary(data, batch))

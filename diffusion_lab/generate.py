@@ -87,7 +87,8 @@ def generate(
     hole = conditions.filled()
     if hole is not None and hole not in values and filling is None and (images is not None or mask is not None):
         # A model that was trained to fill is told what is known, and needs no other way.
-        values, images, mask = {**values, hole: with_mask(*check_fill(images, mask, space, num_images))}, None, None
+        count = next(map(len, values.values()), num_images)
+        values, images, mask = {**values, hole: with_mask(*check_fill(images, mask, space, count))}, None, None
     prepared = conditions.prepare(values)
     count = count_images(prepared, num_images)
     indices = range(count) if indices is None else indices

@@ -31,6 +31,13 @@ from diffusion_lab.module import DiffusionModule
 from diffusion_lab.watch import progress_bar
 
 OUTPUT_HELP = "where fit writes the finished model; nothing is written unless given"
+HINTS = {
+    "num_images": "--num-images 9",
+    "labels": "--labels 0 1",
+    "text": '--text "..." "..."',
+    "low": "--low image.png",
+    "masked": "--image image.png --mask mask.png",
+}
 OVERWRITE_HELP = "let fit replace a finished model at --output"
 
 
@@ -141,8 +148,10 @@ class TrainingCLI(LightningCLI):
 
     def hints(self, output: str) -> list[tuple[str, str]]:
         """The summary's last rows: what to do with the finished model."""
-        labelled = "labels" in self.model.conditions.names()
-        return [("sample it", f"diffusion-lab sample {output} {'--labels 0 1' if labelled else '--num-images 9'}")]
+        names = self.model.conditions.names() or ["num_images"]
+        if not set(names) <= HINTS.keys():
+            return []  # what the command cannot give
+        return [("sample it", f"diffusion-lab sample {output} {' '.join(HINTS[name] for name in names)}")]
 
     def _summary(self, output: str | None) -> Table:
         table = Table(title="finished", show_header=False)

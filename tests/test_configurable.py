@@ -92,3 +92,18 @@ def test_a_trusted_class_is_built() -> None:
     with pytest.raises(InputError, match="trust=True"):
         build(config)
     assert build(config, trust=True).size == 5
+
+
+def test_options_that_are_handed_on_at_their_defaults_are_not_recorded() -> None:
+    from diffusion_lab import Photographs, SmallUNet, SuperResolution
+
+    few, many = (
+        SuperResolution(Photographs()),
+        SuperResolution(Photographs(), batch_size=128, crop=None, num_workers=None),
+    )
+    assert few.config == many.config
+    assert SuperResolution(Photographs(), batch_size=64).config["init_args"]["batch_size"] == 64
+    # What a preset fixes is not what its options are compared with.
+    assert SmallUNet(heads=None).config == SmallUNet().config
+    assert build(SmallUNet(dropout=0.5).config).options["dropout"] == 0.5
+    assert SuperResolution(Photographs(), horizontal_flip=0).config["init_args"]["horizontal_flip"] == 0  # type: ignore[arg-type]

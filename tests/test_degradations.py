@@ -21,7 +21,6 @@ KINDS = {
     "real_esrgan": RealESRGAN(4),
 }
 every_kind = pytest.mark.parametrize("degradation", KINDS.values(), ids=KINDS)
-# Of all of them.
 
 
 @every_kind

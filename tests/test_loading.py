@@ -131,11 +131,28 @@ def test_a_run_that_max_steps_ended_goes_on(tmp_path: Path, step: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*no .validation_step.*")
-def test_an_interruption_within_accumulated_batches(tmp_path: Path) -> None:
+def test_an_interruption_at_a_step_of_accumulated_batches(tmp_path: Path) -> None:
     whole = run(tmp_path, 0, accumulate=2)
     first = run(tmp_path, 0, StopAt(4, tmp_path / "cut.ckpt", False), accumulate=2)
     then = run(tmp_path, 0, accumulate=2, ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
     assert first.seen + then.seen == whole.seen
+    assert torch.equal(then.weight, whole.weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*no .validation_step.*", "ignore:.*overfit.*")
+def test_overfitting_on_some_batches_is_lightnings_own_order(tmp_path: Path) -> None:
+    data, model = Unconditional(Numbered(), batch_size=BATCH), Records()
+    trainer = Trainer(accelerator="cpu", max_epochs=2, overfit_batches=2, default_root_dir=tmp_path, logger=False,
+                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert [images for *_, images in model.seen[:2]] == [images for *_, images in model.seen[2:]]
+
+
+def test_looking_into_a_loader_leaves_the_next_epoch_whole() -> None:
+    loader = Unconditional(Numbered(), batch_size=BATCH).train_dataloader()
+    next(iter(loader))
+    assert len(list(loader)) == 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -199,8 +199,8 @@ def test_coverage_is_hit_to_the_pixel() -> None:
     for mask, count in ((FreeForm((0.25, 0.25)), 0.25 * 900), (FreeForm((0.8, 0.8), boxes=1), 0.8 * 900)):
         assert mask((30, 30), draws()).flatten(1).sum(1).unique().tolist() == [count]
     covered = FreeForm((0.1, 0.4))((30, 30), draws(2000)).flatten(1).float().mean(1)
-    assert (covered.min(), covered.max()) >= (0.1, 0.3)
-    assert covered.max() <= 0.4
+    assert 0.1 <= covered.min() < 0.12
+    assert 0.38 < covered.max() <= 0.4
     assert abs(covered.mean() - 0.25) < 0.01
     assert abs(covered.std() - 0.3 / math.sqrt(12)) < 0.005
 

@@ -19,6 +19,7 @@ from diffusion_lab import (
     ByteTransformer,
     Centre,
     ClassConditional,
+    ClassLabel,
     Conditioner,
     DiffusionModule,
     Digits,
@@ -61,8 +62,8 @@ CONDITIONS: dict[str, Callable[[], dict[str, Conditioner]]] = {
 }
 
 
-def module(task: str) -> DiffusionModule:
-    conditions = CONDITIONS[task]()
+def module(task: str, more: dict[str, Conditioner] | None = None) -> DiffusionModule:
+    conditions = {**CONDITIONS[task](), **(more or {})}
     concat = sum(each.concat_channels for each in conditions.values())
     network = UNet(3, 8, (1, 2), blocks=1, embed_dim=16, channels_per_head=8, concat_channels=concat,
                    context_dim=8 if task == "text" else None)  # fmt: skip
@@ -73,12 +74,19 @@ class Extremes(Source):
     """Black and white images, as large as asked."""
 
     def read(self) -> Images:
-        return Images(
-            torch.tensor([0, 255], dtype=torch.uint8).repeat(10)[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
-        )
+        levels = torch.tensor([0, 255], dtype=torch.uint8).repeat(10)
+        images = levels[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
+        return Images(images, (levels > 0).long(), num_classes=2, captions=["black", "white"] * 10)
 
 
 # ---------------------------------------------------------------------------------------------- what is shared
+
+
+def test_a_selection_keeps_images_and_annotations_together() -> None:
+    whole = Images(torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.arange(4), 4, captions=list("abcd"))
+    turned = whole.select(torch.tensor([3, 2, 1, 0]))
+    assert turned.images.flatten().tolist() == turned.labels.tolist() == [3, 2, 1, 0]  # type: ignore[union-attr]
+    assert list(turned.select(torch.tensor([0, 2])).captions or []) == ["d", "b"]
 
 
 def test_a_split_shares_its_pixels() -> None:
@@ -93,7 +101,7 @@ def test_a_split_shares_its_pixels() -> None:
 
 @pytest.mark.parametrize("task", MAKE)
 def test_validation_is_the_same_every_time_and_training_is_not(task: str) -> None:
-    data = MAKE[task](horizontal_flip=True, crop=None if task == "text" else 12)
+    data = MAKE[task](horizontal_flip=task != "text", crop=12)
     if task == "super-resolution":
         assert data.config["init_args"]["crop"] == 12
     batch = next(iter(data.train_dataloader()))
@@ -149,15 +157,18 @@ def test_flips_and_crops_do_not_move_each_other() -> None:
     assert 10 < same.sum() < 54
 
 
-@pytest.mark.parametrize("task", MAKE)
+EXTREMES: dict[str, Callable[[], Unconditional]] = {
+    "unconditional": lambda: Unconditional(Extremes(), batch_size=4, crop=6, horizontal_flip=True),
+    "class": lambda: ClassConditional(Extremes(), batch_size=4, horizontal_flip=True),
+    "super-resolution": lambda: SuperResolution(Extremes(), Downsample(2), batch_size=4),
+    "inpainting": lambda: Inpainting(Extremes(), Centre(), batch_size=4),
+    "text": lambda: TextToImage(Extremes(), batch_size=4, crop=6),
+}
+
+
+@pytest.mark.parametrize("task", EXTREMES)
 def test_black_and_white_survive(task: str) -> None:
-    data = {
-        "unconditional": Unconditional(Extremes(), batch_size=4, crop=6, horizontal_flip=True),
-        "super-resolution": SuperResolution(Extremes(), Downsample(2), batch_size=4),
-        "inpainting": Inpainting(Extremes(), Centre(), batch_size=4),
-    }.get(task)
-    if data is None:
-        return
+    data = EXTREMES[task]()
     for epoch in (None, 0):
         batch = data.prepare(next(iter(data.train_dataloader())), epoch)
         space = PixelSpace(batch["images"].shape[1:])
@@ -217,7 +228,9 @@ def test_a_sets_own_part_is_held_out_unless_a_share_is_asked_for() -> None:
     held = Shapes(count=500).read().held_out
     assert held is not None
     assert own.part("validation").rows.tolist() == held.nonzero()[:, 0].tolist()
-    assert len(share.part("validation")) == 250
+    train, validation = share.part("train").rows.tolist(), share.part("validation").rows.tolist()
+    assert abs(len(train) - len(validation)) <= 1
+    assert sorted(train + validation) == (~held).nonzero()[:, 0].tolist()  # what is held out serves nothing then
 
 
 def test_what_a_source_lacks_is_named() -> None:
@@ -227,6 +240,8 @@ def test_what_a_source_lacks_is_named() -> None:
         ClassConditional(Shapes(count=100), batch_size=8).train_dataloader()
     with pytest.raises(InputError, match=r"data.crop must be at most the images' side, which are 1x8x8: got 9"):
         Unconditional(Digits(), crop=9).part("all")
+    with pytest.raises(InputError, match="captions of Shapes say left and right, .*: leave out data.horizontal_flip"):
+        TextToImage(Shapes(count=100), batch_size=8, horizontal_flip=True).part("all")
     with pytest.raises(InputError, match="factor must divide the height and the width of images: got 3"):
         SuperResolution(Digits(), Downsample(3), batch_size=8).batch("validation", torch.arange(1))
 
@@ -292,6 +307,8 @@ def test_a_model_that_fills_is_told_of_image_and_mask(tmp_path: Path) -> None:
     assert len(pipe(3, images=images[0], mask=mask[0, 0], steps=2, progress=False)) == 3
     replaced = pipe(masked=value, images=images, mask=mask, filling="replacement", steps=2, progress=False)
     assert torch.equal(replaced[known], images[known])  # type: ignore[index]
+    both = Pipeline(module("inpainting", {"labels": ClassLabel(3, 16)}))
+    assert len(both(labels=[0, 1, 2], images=images[0], mask=mask[0, 0], steps=2, progress=False)) == 3
     with pytest.raises(InputError, match="filling needs images and a mask, as tensors: got no mask"):
         pipe(images=images, steps=2)
 

@@ -72,8 +72,7 @@ class BitsPerDim(WritesFiles):
 
     def _measure(self, trainer: Trainer, module: Any, stage: str) -> None:
         data: Unconditional = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
-        part = data.part(self.split)
-        count = self.images or len(part)
+        count = self.images or len(data.part(self.split))
         ours = range(trainer.global_rank, count, trainer.world_size)
         batch = data.batch(self.split, torch.tensor(ours, dtype=torch.long))
         mean, square = (MeanMetric().to(module.device) for _ in range(2))
@@ -106,7 +105,7 @@ class BitsPerDim(WritesFiles):
                         "data": data.config,
                         "split": self.split,
                         "images": count,
-                        "sha256": hashlib.sha256(part.take(torch.arange(count)).numpy().tobytes()).hexdigest(),
+                        "sha256": digest(data, self.split, count),
                         "weights": self.weights,
                         "batch_size": self.batch_size,
                         "ranks": trainer.world_size,
@@ -120,3 +119,13 @@ class BitsPerDim(WritesFiles):
         """The likelihood's name in the metric's key."""
         names = {kind: name for name, kind in LIKELIHOODS.items()}
         return names.get(type(self.likelihood), type(self.likelihood).__name__.lower())
+
+
+def digest(data: Unconditional, split: Split, count: int) -> str:
+    """The SHA-256 of the first `count` images of a split, as they are seen."""
+    taken, found = 0, hashlib.sha256()
+    for images in data.reference(split, 256):
+        found.update(images[: count - taken].contiguous().numpy().tobytes())
+        if (taken := taken + len(images)) >= count:
+            break
+    return found.hexdigest()

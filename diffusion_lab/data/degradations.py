@@ -37,6 +37,8 @@ class Degradation(Configurable, ABC):
             got = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
             raise InputError(f"images to degrade must be uint8 [B, C, H, W]: got {got}")
         self.check(images.shape[1:])
+        if images.device.type == "mps":  # which has no float64
+            return self.degrade(images.cpu(), draws.to("cpu")).to(images.device)
         return self.degrade(images, draws)
 
     @abstractmethod

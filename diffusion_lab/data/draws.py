@@ -65,6 +65,10 @@ class Draws:
         """Where the numbers are."""
         return self.indices.device
 
+    def to(self, device: torch.device | str) -> Draws:
+        """The same draws from their first on, on another device."""
+        return Draws(self.seed, self.epoch, self.indices.to(device), self.purpose)
+
     def stream(self, name: str) -> Draws:
         """The draws for one purpose, from their first on each time this is called; streams can have streams."""
         stream = Draws(self.seed, self.epoch, self.indices, f"{self.purpose}/{name}")

@@ -32,7 +32,8 @@ def random_blurs(draws: Draws, odds: Sequence[float], sigma: tuple[float, float]
     reach = draws.integers(3, REACH + 1)
     first, second = draws.between(*sigma, 2).double().unbind(1)
     angle = draws.between(0, math.pi, 1)[:, 0].double()
-    # Those of the generalised kernels are as often from 0.5 to 1 as from 1 to 4; a plateau's are from 1 to 2.
+    # Those of the generalised kernels are as often from 0.5 to 1 as from 1 to 4; a plateau's are from 1 to 2 (public
+    # code draws exactly 1 half of the time, where the paper has the range alone).
     u, sharp = draws.uniform(1)[:, 0].double(), draws.coin(0.5)
     beta = torch.where(shape == 2, 1 + u, torch.where(shape == 1, torch.where(sharp, 0.5 + u / 2, 1 + 3 * u), 1))
     y, x = grid(draws.device)

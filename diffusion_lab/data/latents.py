@@ -57,10 +57,15 @@ def check_latents_target(path: Path, overwrite: bool) -> None:
 
 
 def check_unaugmented(data: Unconditional) -> None:
-    """Raise InputError for a DataModule whose training images are never the same twice."""
+    """Raise InputError for a DataModule whose training images, or their conditions, are never the same twice."""
     if data.horizontal_flip or data.crop is not None:
         raise InputError(
             "latents are computed once, of images as they are: leave out the horizontal_flip and crop of their data"
+        )
+    if data.derives:
+        raise InputError(
+            f"latents are computed once, but {type(data).__name__} makes its conditions of each image anew: train on "
+            "its images, with LatentSpace as model.space"
         )
 
 
@@ -287,6 +292,9 @@ class Latents(Unconditional):
 
     def batch(self, split: Split, indices: Tensor) -> Batch:
         return self.data.batch(split, indices)
+
+    def words(self, batch: Batch) -> list[str]:
+        return self.data.words(batch)
 
     def conditions(self, count: int) -> dict[str, Tensor]:
         return self.data.conditions(count)

@@ -34,7 +34,7 @@ class Rows(Dataset[Batch]):
         return {key: column[0] for key, column in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        chosen = torch.tensor(indices)
+        chosen = torch.tensor(indices, dtype=torch.long)
         rest = {key: column[chosen] for key, column in self.columns.items()}
         return {"images": self.images.take(chosen), "index": self.images.rows[chosen], **rest}
 
@@ -68,16 +68,17 @@ class EpochOrder(DistributedSampler[int]):
         ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         super().__init__(rows, *ranks, seed=seed, drop_last=True)
         self.batch_size, self.trainer, self.shards = batch_size, trainer, shards
-        self.position, self.counted = 0, None if trainer else 0
+        self.position, self.counted, self.resumed = 0, None if trainer else 0, False
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing: `seek` knows better."""
 
     def seek(self) -> None:
-        """Go to the epoch and the batch that the trainer is at, or past the end of an epoch to the next."""
+        """Go to the epoch and the batch that the trainer is at; without one, to the next epoch once this has begun."""
         if self.trainer is None or not self.trainer.training:
-            if self.position >= len(self) // self.batch_size:
+            if self.position >= len(self) // self.batch_size or (self.position and not self.resumed):
                 self.epoch, self.position = self.epoch + 1, 0
+            self.resumed = False
             return
         now = self.trainer.current_epoch
         self.position = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -118,13 +119,13 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed, epoch and position, the same on all ranks."""
-        return {name: getattr(self.sampler, name) for name in STATE}
+        """Seed, epoch and position, the same on all ranks; nothing where Lightning's overfit_batches put an order."""
+        return {name: getattr(self.sampler, name) for name in STATE} if isinstance(self.sampler, EpochOrder) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where `state_dict` was; a Trainer, restored too, says at which batch that is."""
-        for name in STATE:
-            setattr(self.sampler, name, state_dict[name])
+        for name, value in ({**state_dict, "resumed": True} if state_dict else {}).items():
+            setattr(self.sampler, name, value)
 
 
 def whole(batch: Any) -> Any:

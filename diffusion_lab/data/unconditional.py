@@ -22,6 +22,7 @@ from diffusion_lab.noise import run_seed
 
 Split = Literal["train", "validation", "all"]
 MOST_WORKERS = 8
+AT_ONCE = 256  # images, where many are prepared outside of training
 
 
 class Unconditional(Configurable, LightningDataModule):
@@ -82,6 +83,11 @@ class Unconditional(Configurable, LightningDataModule):
             if self.crop is not None and self.crop > min(every.shape[-2:]):
                 size = "x".join(map(str, every.shape))
                 raise InputError(f"data.crop must be at most the images' side, which are {size}: got {self.crop}")
+            if self.horizontal_flip and self.source.sided and "text" in self.gives:
+                raise InputError(
+                    f"captions of {type(self.source).__name__} say left and right, so that mirrored images break them: "
+                    "leave out data.horizontal_flip"
+                )
             train, validation = every.split(self.validation_fraction, self.split_seed)
             self._check_batch_size(len(train))
             self._parts = {"train": every.select(train), "validation": every.select(validation), "all": every}
@@ -94,6 +100,11 @@ class Unconditional(Configurable, LightningDataModule):
     def derive(self, images: Tensor, draws: Draws) -> Batch:
         """The conditions that are made of the images, uint8 [B, C, H, W], on their device."""
         return {}
+
+    @property
+    def derives(self) -> bool:
+        """Whether conditions are made of the images."""
+        return type(self).derive is not Unconditional.derive
 
     def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:
         """What the model sees of a loader's batch, on whatever device it is.
@@ -124,10 +135,11 @@ class Unconditional(Configurable, LightningDataModule):
 
     def conditions(self, count: int) -> dict[str, Tensor]:
         """A value of each condition for `count` generated images: those of held-out images, as `spread` has them."""
-        if not self.gives:
-            return {}
-        batch = self.batch("validation", self.spread(count))
-        return {name: batch[name] for name in self.gives}
+        indices = self.spread(count)
+        if not self.derives:
+            return {name: column[indices] for name, column in self._rows("validation").columns.items()}
+        parts = [self.batch("validation", part) for part in indices.split(AT_ONCE)]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.gives}
 
     def spread(self, count: int) -> Tensor:
         """Indices of `count` held-out images, [count]: evenly spread, or all and again from the first."""
@@ -188,16 +200,24 @@ class Unconditional(Configurable, LightningDataModule):
         # Selecting rows of a tensor is faster in this process than handing them over from a worker.
         count = self.num_workers
         if count is None:
-            count = 0 if self.part("all").in_memory else _cores()
-        return {"num_workers": count, "persistent_workers": count > 0}
+            ranks_here = self.trainer.num_devices if self.trainer else 1
+            count = 0 if self.part("all").in_memory else max(1, _cores() // ranks_here)
+        return {
+            "num_workers": count,
+            "persistent_workers": count > 0,
+            "pin_memory": count > 0 and torch.cuda.is_available(),
+        }
 
     def _held_out(self) -> DataLoader[Any]:
         rows = self._rows("validation")
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if world > len(rows):
+            raise InputError(f"{world} ranks need as many held-out images: there are {len(rows)}; hold out more")
         # Every image once: Lightning's own sampler would repeat some, so that all ranks have as many.
         part = UnrepeatedDistributedSampler(rows, world, rank, shuffle=False) if world > 1 else None
         return DataLoader(rows, batch_size=self.batch_size, sampler=part, collate_fn=whole, **self._workers())
 
 
 def _cores() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, MOST_WORKERS)

@@ -237,9 +237,9 @@ class UNet(Configurable, nn.Module):
         images = rearrange(x_t, "b c f h w -> (b f) c h w") if x_t.ndim == 5 else x_t
         if not self.coordinates:
             return images
-        rows, columns = (torch.linspace(-1, 1, side).to(images) for side in images.shape[2:])
+        rows, columns = (torch.linspace(-1, 1, side, device=images.device) for side in images.shape[2:])
         places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))         # [2, H, W]
-        return torch.cat([images, places.expand(len(images), -1, -1, -1)], 1)
+        return torch.cat([images, places.to(images.dtype).expand(len(images), -1, -1, -1)], 1)
 
     def _given(self, network_time: Tensor, cond: Cond, frames: int) -> Given:
         embed = self.time(network_time)                                 # [B, D]

@@ -1,4 +1,4 @@
-"""Judges models that enlarge or fill patches of the photographs, on the middle fifth of each photograph, which was held out.
+"""Judges models that enlarge or fill patches of the photographs, on the middle fifth of each, which was held out.
 
 Command:   python experiments/photographs/evaluate_tasks.py super_resolution [checkpoints/photographs_super_resolution]
            python experiments/photographs/evaluate_tasks.py inpainting [checkpoints/photographs_inpainting]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Images:
     @property
     def images(self) -> Tensor:
         """All of them in memory, uint8 [N, C, H, W]."""
-        if isinstance(self.pixels, Tensor) and len(self) == len(self.pixels):
+        if isinstance(self.pixels, Tensor) and torch.equal(self.rows, torch.arange(len(self.pixels))):
             return self.pixels
         return self.take(torch.arange(len(self)))
 
@@ -92,7 +92,7 @@ class Images:
         return replace(
             self,
             labels=None if self.labels is None else self.labels[indices],
-            captions=None if self.captions is None else [self.captions[i] for i in indices.tolist()],
+            captions=None if self.captions is None else Chosen(self.captions, indices),
             held_out=None if self.held_out is None else self.held_out[indices],
             shards=None if self.shards is None else self.shards[indices],
             rows=self.rows[indices],
@@ -102,8 +102,8 @@ class Images:
         """Indices of training and validation images.
 
         Args:
-            fraction: The share of validation images, between 0 and 1, with classes in proportion; None for the set's
-                own part, or a fifth where it has none.
+            fraction: The share of validation images, between 0 and 1, with classes in proportion, of all but the set's
+                own held-out part, which then serves nothing; None for that part, or a fifth where there is none.
             seed: Which split of that share; the same seed always gives the same.
 
         Raises:
@@ -112,19 +112,45 @@ class Images:
         if fraction is None and self.held_out is not None:
             return (~self.held_out).nonzero()[:, 0], self.held_out.nonzero()[:, 0]
         share = 0.2 if fraction is None else fraction
+        rest = np.arange(len(self)) if self.held_out is None else (~self.held_out).nonzero()[:, 0].numpy()
+        labels = None if self.labels is None else self.labels[torch.from_numpy(rest)]
         try:
-            train, validation = train_test_split(
-                np.arange(len(self)), test_size=share, random_state=seed, stratify=self.labels
-            )
+            train, validation = train_test_split(rest, test_size=share, random_state=seed, stratify=labels)
         except ValueError as error:
             raise InputError(
-                f"validation_fraction {share} cannot split {len(self)} images: {' '.join(str(error).split())}"
+                f"validation_fraction {share} cannot split {len(rest)} images: {' '.join(str(error).split())}"
             ) from error
         return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(validation))
 
 
+class Chosen(Sequence[str]):
+    """Some of many texts, which are asked for when they are: those of a large set may have to be read from a file."""
+
+    def __init__(self, texts: Sequence[str], indices: Tensor) -> None:
+        """
+        Args:
+            texts: All of them.
+            indices: Which, [N].
+        """
+        self.texts, self.indices = texts, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.texts[i] for i in self.indices[index].tolist()]
+        return self.texts[int(self.indices[index])]
+
+
 class Source(Configurable, ABC):
-    """A data set, read when it is first needed."""
+    """A data set, read when it is first needed.
+
+    Attributes:
+        sided: Whether captions say left and right, so that they are not those of a mirrored image.
+    """
+
+    sided: ClassVar[bool] = False
 
     @abstractmethod
     def read(self) -> Images:

@@ -23,6 +23,7 @@ from diffusion_lab.files import atomic_folder
 
 ENVIRONMENT = "DIFFUSION_LAB_CACHE"
 ELSEWHERE = f"set {ENVIRONMENT} to a folder"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 DAMAGE = (OSError, ValueError, KeyError, EOFError)  # InputError is a ValueError
 
 T = TypeVar("T")
@@ -73,6 +74,8 @@ def cached(name: str, write: Callable[[Path], None], read: Callable[[Path], T]) 
             with atomic_folder(path) as folder:
                 write(folder)
         except OSError as error:
+            if error.errno not in UNWRITABLE:  # a file of the data set, not of the cache
+                raise InputError(f"cannot make {path}: {' '.join(str(error).split())}") from error
             raise InputError(f"cannot write {path}: {error.strerror or error}; {ELSEWHERE} with room") from error
     return read(path)
 

@@ -54,7 +54,7 @@ class HuggingFace(DecodedSource):
             revision: The commit, tag or branch of the set, so that it stays the same.
             image_column: The column of images; unless given, the one there is.
             label_column: The column of classes, of class labels, whole numbers or words; unless given, that of class
-                labels if there is one.
+                labels if there is one and no other.
             caption_column: The column of captions; without it there are none.
             **options: Those of DecodedSource.
 
@@ -136,6 +136,8 @@ class HuggingFace(DecodedSource):
         """The column that is given, or the only one of a kind of feature, or None."""
         features = self._parts[0].features
         found = [name for name, feature in features.items() if isinstance(feature, getattr(_package(), kind))]
+        if given is None and len(found) > 1 and kind == "ClassLabel":
+            return None
         if given is None and len(found) > 1:
             raise InputError(f"{self.name} has several columns for {argument}, {', '.join(found)}: give one")
         column = given or next(iter(found), None)

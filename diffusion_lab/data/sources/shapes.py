@@ -170,6 +170,8 @@ class Shapes(Source):
     are, wherever they are, if the numbers of all their colours, kinds and sizes do: no scene in training has the same.
     """
 
+    sided = True
+
     def __init__(
         self, size: int = 16, shapes: int = 1, relations: bool = False, count: int = 20_000, seed: int = 0
     ) -> None:
