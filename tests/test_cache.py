@@ -201,7 +201,7 @@ def test_damaged_files_are_left_out_if_asked(folder: Path, use_cache: bool) -> N
         assert len(said) == 1
         assert len(images) == 8
         assert torch.equal(images.images, wanted(folder, 1, 4))
-        assert images.captions == [f"image {i:03}" for i in range(10) if i not in (1, 4)]
+        assert list(images.captions or []) == [f"image {i:03}" for i in range(10) if i not in (1, 4)]
         for values in (images.labels, images.shards):
             assert values is not None
             assert values.tolist() == [i % 3 for i in range(10) if i not in (1, 4)]

@@ -173,7 +173,7 @@ def test_names_that_are_taken(name: str) -> None:
 def test_the_names_that_are_taken_are_those_of_a_call() -> None:
     calls = (Pipeline.__call__, Pipeline.invert, Pipeline.bits_per_dim)
     keywords = {name for call in calls for name in inspect.signature(call).parameters} - {"conditions"}
-    assert keywords | {"latents"} == RESERVED
+    assert keywords | {"latents", "index"} == RESERVED
 
 
 def test_a_scale_for_each_condition_and_a_negative_text() -> None:

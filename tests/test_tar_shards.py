@@ -82,7 +82,7 @@ def test_samples_are_read_where_they_lie(tmp_path: Path, use_cache: bool) -> Non
     assert images.captions[-1] == images.captions[11]
     assert list(images.captions[2:4]) == [f"the picture {i}, é" for i in (2, 3)]
     chosen = images.select(torch.tensor([9, 3]))
-    assert chosen.captions == ["the picture 9, é", "the picture 3, é"]
+    assert list(chosen.captions or []) == ["the picture 9, é", "the picture 3, é"]
     assert torch.equal(chosen.take(torch.tensor([1])), wanted(3))
 
 

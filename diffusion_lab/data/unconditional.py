@@ -117,10 +117,10 @@ class Unconditional(Configurable, LightningDataModule):
         seed = self._order.seed if self._order else run_seed()
         draws = Draws(seed if training else 0, epoch or 0, batch["index"])
         images = batch["images"]
-        if self.crop is not None:
-            images = (
-                random_crop(images, self.crop, draws.stream("crop")) if training else centre_crop(images, self.crop)
-            )
+        if self.crop is not None and training:
+            images = random_crop(images, self.crop, draws.stream("crop"))
+        elif self.crop is not None:
+            images = centre_crop(images, self.crop)
         if self.horizontal_flip and training:
             images = flipped(images, draws.stream("flip"))
         return {**batch, "images": images, **self.derive(images, draws.stream("condition"))}

