@@ -111,6 +111,7 @@ def test_the_images_seen_are_the_same_with_an_interruption_at_any_batch(
 ) -> None:
     whole = run(tmp_path, 0)
     assert len(whole.seen) == 15
+    assert len({str(images) for *_, images in whole.seen}) == 15  # each epoch has an order of its own
     first = run(tmp_path, workers, StopAt(step, tmp_path / "cut.ckpt", within))
     then = run(tmp_path, workers, ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
     # What was seen in the midst of a step that never ended is seen again.

@@ -86,7 +86,9 @@ def test_a_selection_keeps_images_and_annotations_together() -> None:
     whole = Images(torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.arange(4), 4, captions=list("abcd"))
     turned = whole.select(torch.tensor([3, 2, 1, 0]))
     assert turned.images.flatten().tolist() == turned.labels.tolist() == [3, 2, 1, 0]  # type: ignore[union-attr]
-    assert list(turned.select(torch.tensor([0, 2])).captions or []) == ["d", "b"]
+    some = turned.select(torch.tensor([0, 2]))
+    assert list(some.captions or []) == ["d", "b"]
+    assert some.images.flatten().tolist() == [3, 1]
 
 
 def test_a_split_shares_its_pixels() -> None:
@@ -155,6 +157,17 @@ def test_flips_and_crops_do_not_move_each_other() -> None:
     same = (crops == turned).flatten(1).all(1)
     assert torch.equal(turned[~same], crops[~same].flip(-1))
     assert 10 < same.sum() < 54
+
+
+def test_whether_an_image_is_mirrored_says_nothing_of_where_it_is_cut() -> None:
+    places = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4000, -1, -1, -1)
+    data = Unconditional(Photographs(16), batch_size=64, crop=12, horizontal_flip=True)
+    made = data.prepare({"images": places, "index": torch.arange(4000)}, 0)["images"][:, 0]
+    mirrored, lower = made[:, 0, 0] > made[:, 0, 1], made[:, 0, 0] // 16 >= 2
+    right = made.amin((1, 2)) % 16 >= 2
+    for half in (lower, right):
+        shares = [mirrored[half].float().mean().item(), mirrored[~half].float().mean().item()]
+        assert abs(shares[0] - shares[1]) < 0.07  # four standard errors of the difference
 
 
 EXTREMES: dict[str, Callable[[], Unconditional]] = {
@@ -271,6 +284,31 @@ def test_each_task_trains_is_measured_and_fills_a_grid(task: str, tmp_path: Path
         known = (batch["masked"][:, -1:] == 0).expand(-1, 3, -1, -1)
         for column in (1, 2):
             assert torch.equal(shown[:, column][known], batch["images"][known])
+
+
+class Remembers(DiffusionModule):
+    """Keeps what its training steps see."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.__dict__.setdefault("seen", []).append((self.trainer.current_epoch, batch))
+        return super().training_step(batch, batch_idx)
+
+
+def test_training_sees_what_the_epoch_makes_of_its_images(tmp_path: Path) -> None:
+    plain = module("super-resolution")
+    parts = {name: getattr(plain, name) for name in ("space",)}
+    model = Remembers(plain.denoiser.network, TableSchedule(), conditions=CONDITIONS["super-resolution"](), **parts)
+    data = MAKE["super-resolution"](horizontal_flip=True)
+    trainer(tmp_path, max_epochs=2, limit_train_batches=2, limit_val_batches=0).fit(model, data)
+    whole, turned = data.part("all"), 0
+    for epoch, batch in model.__dict__["seen"]:
+        raw = {"images": whole.take(batch["index"]), "index": batch["index"]}
+        made = data.prepare(raw, epoch)
+        assert torch.equal(made["images"], batch["images"])
+        assert torch.equal(made["low"], batch["low"])
+        turned += int((made["images"] != raw["images"]).flatten(1).any(1).sum())
+    assert [epoch for epoch, _ in model.__dict__["seen"]] == [0, 0, 1, 1]
+    assert 5 < turned < 27
 
 
 @pytest.mark.parametrize("task", ["super-resolution", "inpainting"])
