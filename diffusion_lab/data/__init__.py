@@ -5,28 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.data.degradations import Degradation, Downsample, RealESRGAN
-from diffusion_lab.data.masks import AnyMask, Box, Centre, FreeForm, Half, Mask, Outpainting, Strokes
-from diffusion_lab.data.sources import (
-    CIFAR10,
-    CIFAR100,
-    MNIST,
-    STL10,
-    SVHN,
-    CelebA,
-    Digits,
-    Emoji,
-    FashionMNIST,
-    Flowers102,
-    HuggingFace,
-    ImageFolder,
-    ImageNet,
-    Images,
-    Photographs,
-    Shapes,
-    Source,
-    TarShards,
-)
+from diffusion_lab.data.sources import Digits, Images, Source
 
 if TYPE_CHECKING:
     from diffusion_lab.data.class_conditional import ClassConditional
@@ -46,39 +25,13 @@ _MODULES = {
 }
 
 __all__ = [
-    "CIFAR10",
-    "CIFAR100",
-    "MNIST",
-    "STL10",
-    "SVHN",
-    "AnyMask",
-    "Box",
-    "CelebA",
-    "Centre",
     "ClassConditional",
-    "Degradation",
     "Digits",
-    "Downsample",
-    "Emoji",
-    "FashionMNIST",
-    "Flowers102",
-    "FreeForm",
-    "Half",
-    "HuggingFace",
-    "ImageFolder",
-    "ImageNet",
     "Images",
     "Inpainting",
     "Latents",
-    "Mask",
-    "Outpainting",
-    "Photographs",
-    "RealESRGAN",
-    "Shapes",
     "Source",
-    "Strokes",
     "SuperResolution",
-    "TarShards",
     "TextToImage",
     "Unconditional",
 ]
