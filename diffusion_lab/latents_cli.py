@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from diffusion_lab.data.latents import Latents, check_latents_target, write_latents
+from diffusion_lab.data.latent_shards import check_latents_target, write_latents
+from diffusion_lab.data.latents import Latents
 from diffusion_lab.data_config import build_data, read_config
 from diffusion_lab.device import find_device
 from diffusion_lab.errors import InputError

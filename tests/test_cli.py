@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import command
 from oracles import tiny_module
 from PIL import Image
 
 from diffusion_lab import AdaptiveProjected, ClassConditional, Digits, DPMSolverPP, Interval, load, save
-from diffusion_lab.cli import main
 from diffusion_lab.images import grid, write_png
 
 ROOT = Path(__file__).parents[1]
@@ -45,16 +45,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = {**TINY, "trainer": {**TINY["trainer"], "callbacks": [callback]}}  # type: ignore[dict-item]
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["diffusion-lab", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 def test_help_is_there_without_torch() -> None:

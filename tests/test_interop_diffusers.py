@@ -238,6 +238,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         (lambda: nn.Linear(1, 1), "no model that is a Linear"),
         (lambda: ADMUNet(width=8), "no U-Net with resampling 'residual'"),
         (lambda: UNet(width=8, skip_scale=0.5), "skip_scale 0.5: only 1"),
+        (lambda: UNet(width=8, coordinates=True), "coordinates True: only False"),
         (lambda: UNet(width=8, channels_per_head=8, dropout=[0.1, 0.2]), "dropout by level"),
         (lambda: UNet(width=16, channels_per_head=64, groups=4), "no head of 64 channels where there are fewer"),
         (lambda: UNet(width=16, heads=2, groups=4, context_dim=4, transformer_layers=[1, 1, 2]), r"in the middle too: got \[1, 1, 2\]"),

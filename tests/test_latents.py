@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import command
 from lightning.pytorch import Trainer
 from oracles import stir
-from test_cli import command
 from torch import Tensor
 
 from diffusion_lab import (
@@ -40,7 +40,8 @@ from diffusion_lab import (
 )
 from diffusion_lab.autoencoder import save_autoencoder
 from diffusion_lab.callbacks import SampleGrid
-from diffusion_lab.data.latents import Latents, write_latents
+from diffusion_lab.data.latent_shards import write_latents
+from diffusion_lab.data.latents import Latents
 from diffusion_lab.latent_space import LatentSpace
 from diffusion_lab.metrics import DigitClassifier
 from diffusion_lab.spaces import Space

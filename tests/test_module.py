@@ -171,6 +171,13 @@ def test_training_drops_conditions_sample_by_sample(tmp_path: Path, probability:
         assert bool(((dropped.mean(1) > 0) & (dropped.mean(1) < 1)).all()), "a whole batch was dropped or kept"
 
 
+def test_no_epoch_repeats_the_noise_of_another(tmp_path: Path) -> None:
+    module, noised = tiny_module(), []
+    module.denoiser.network.register_forward_pre_hook(lambda network, arguments: noised.append(arguments[1].clone()))
+    trainer(tmp_path, max_epochs=3, limit_train_batches=2, limit_val_batches=0).fit(module, digits())
+    assert len(torch.stack(noised).unique(dim=0)) == len(noised) == 6
+
+
 def test_guidance_without_a_trained_null_is_refused() -> None:
     module = tiny_module(drop_prob=0.0)
     module.sample({"labels": [1]}, steps=1, guidance_scale=1.0)

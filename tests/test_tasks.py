@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import command
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image as Picture
 from torch import Tensor
@@ -41,7 +41,6 @@ from diffusion_lab import (
     Unconditional,
     UNet,
 )
-from diffusion_lab.cli import main
 from diffusion_lab.data import Images, Source
 from diffusion_lab.data.augmentation import centre_crop, flipped, random_crop
 from diffusion_lab.data.draws import Draws
@@ -352,15 +351,6 @@ def test_a_model_that_fills_is_told_of_image_and_mask(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the command
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["diffusion-lab", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 DATA: dict[str, dict[str, Any]] = {
