@@ -9,6 +9,7 @@ from diffusion_lab.conditions import Cond
 from diffusion_lab.densities import Density, Uniform
 from diffusion_lab.errors import InputError
 from diffusion_lab.predictions import Estimate, Prediction, System, beside
+from diffusion_lab.residual import Residual
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.table_schedule import TableSchedule
 from diffusion_lab.variance import LearnedVariance
@@ -53,13 +54,19 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Estimate:
         """Estimate x0 and eps from x_t [B, C, H, W] at times t, [] or [B]."""
         system = self.prediction.system(self.schedule, beside(t, x_t))
-        return self._read(*self._output(x_t, t, cond), x_t, t, system)
+        if cond.mean is None:
+            return self._read(*self._output(x_t, t, cond), x_t, t, system)
+        residual = Residual(cond, system, self.prediction)
+        y = residual.seen(x_t)
+        output, _ = self._output(y, t, cond)
+        return residual.estimate(output, y)
 
     def loss(self, x0: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         """The training loss of each sample, [B]: w(t) times the mean squared error of the network's output.
 
         t is drawn from the density, x_t = alpha x0 + sigma eps, and the target is a x0 + b eps. Where the density is
-        importance sampling, the loss is divided by p(t).
+        importance sampling, the loss is divided by p(t). Where the conditions give a mean of x0, x0 is the residual and
+        alpha and sigma are those of it; see `Residual`.
 
         Args:
             x0: Clean data, [B, C, H, W].
@@ -70,6 +77,9 @@ class Denoiser(nn.Module):
         t = self.schedule.snap(drawn)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         system = self.prediction.system(self.schedule, beside(t, x0))
+        if cond.mean is not None:
+            residual = Residual(cond, system, self.prediction)
+            x0, system = residual.of(x0), residual.system
         x_t = system.mix(x0, eps)
         output, second = self._output(x_t, t, cond)
         error = (output - system.target(x0, eps)).square().flatten(1).mean(1)

@@ -24,6 +24,7 @@ from diffusion_lab.measured import sampling_options
 from diffusion_lab.noise import drawn_normal, run_seed, training_generator
 from diffusion_lab.optimizers import MakeOptimizer, MakeScheduler, make_optimizers
 from diffusion_lab.predictions import Prediction
+from diffusion_lab.residual import check_residual
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import Space
 from diffusion_lab.variance import LearnedVariance
@@ -98,6 +99,7 @@ class DiffusionModule(Configurable, LightningModule):
         self.conditions = Conditions(conditions, drop_prob, independent_drop)
         self.conditions.check_network(network)
         self._check_shape(network)
+        check_residual(self.conditions, space, self.denoiser.prediction, self.denoiser.weighting, variance)
         self.ema = ema or EMA()
         self.ema.track(**self._trained())
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler

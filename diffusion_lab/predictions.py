@@ -153,6 +153,14 @@ class Prediction(Enum):
     def system(self, schedule: NoiseSchedule, t: Tensor) -> System:
         """The coefficients at times t of any shape; shaped to broadcast with images, they apply to them."""
         alpha, sigma = schedule(t) if t.ndim else schedule.at(t)[:2]
+        if self is not Prediction.MU:
+            return self.system_at(alpha, sigma)
+        assert isinstance(schedule, TableSchedule)  # `check` has refused others
+        step = schedule.step_before(t)
+        return System(alpha, sigma, step.c0 + step.ct * alpha, step.ct * sigma)
+
+    def system_at(self, alpha: Tensor | float, sigma: Tensor | float) -> System:
+        """The coefficients where x_t = alpha x0 + sigma eps; of all but MU, which needs the row before."""
         match self:
             case Prediction.EPSILON:
                 return System(alpha, sigma, 0.0, 1.0)
@@ -162,10 +170,7 @@ class Prediction(Enum):
                 return System(alpha, sigma, -sigma, alpha)
             case Prediction.FLOW:
                 return System(alpha, sigma, -1.0, 1.0)
-            case Prediction.MU:
-                assert isinstance(schedule, TableSchedule)  # `check` has refused others
-                step = schedule.step_before(t)
-                return System(alpha, sigma, step.c0 + step.ct * alpha, step.ct * sigma)
+        raise ValueError(f"{self.name} is no matter of alpha and sigma alone")
 
     def check(self, schedule: NoiseSchedule) -> None:
         """Refuse a schedule on which the output does not tell x0 at every time that is trained or sampled.

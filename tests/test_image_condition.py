@@ -301,6 +301,8 @@ def test_what_is_no_image_is_refused(values: object, message: str) -> None:
         ({"route": "context"}, "with route context give it the network's context_dim"),
         ({"context_dim": 8}, r"with route concat leave it out \(got 8\)"),
         ({"route": "context", "context_dim": 6}, "context_dim must be a multiple of 4.*: got 6"),
+        ({"residual": 0}, "residual, a deviation, must be positive: got 0"),
+        ({"residual": 0.1, "noise": 0.5, "embed_dim": 4}, "leave out noise, 0.5, or residual"),
         ({"route": "context", "context_dim": 8, "patch": 3}, r"patch must divide .*, \[8, 8\]: got 3"),
     ],
 )

@@ -51,12 +51,17 @@ class Cond:
         embed: [B, D], added to the time embedding.
         context: [B, L, D], tokens for cross-attention.
         mask: [B, L], true where a token counts.
+        mean: [B, C, H, W], an image that the clean one is near: x0 = mean + deviation r, and the network sees and
+            estimates r where it else does x0.
+        deviation: [B, 1, 1, 1], that of the clean image around `mean`, which comes with it.
     """
 
     concat: Tensor | None = None
     embed: Tensor | None = None
     context: Tensor | None = None
     mask: Tensor | None = None
+    mean: Tensor | None = None
+    deviation: Tensor | None = None
 
     def parts(self) -> Iterator[tuple[str, Tensor | None]]:
         """The parts by name."""
@@ -82,7 +87,8 @@ class Cond:
         embed = _either(self.embed, other.embed)
         if self.embed is not None and other.embed is not None:
             embed = self.embed + other.embed
-        return Cond(concat, embed, context, mask)
+        mean, deviation = _either(self.mean, other.mean), _either(self.deviation, other.deviation)
+        return Cond(concat, embed, context, mask, mean, deviation)
 
     def _counting(self) -> Tensor:
         """The mask, where there is none that of all tokens: [B, L]."""
@@ -112,12 +118,14 @@ class Conditioner(Configurable, nn.Module, ABC):
         context_dim: D of the tokens it gives, or None where it gives none.
         concat_channels: K of the channels it gives, or 0.
         fills: Whether it is an image with a hole, which the model fills.
+        residual: The deviation of what is made around the mean that it gives, or None where it gives none.
     """
 
     embed_dim: int | None = None
     context_dim: int | None = None
     concat_channels: int = 0
     fills: bool = False
+    residual: float | None = None
 
     @abstractmethod
     def prepare(self, values: Any) -> Tensor:
@@ -171,6 +179,8 @@ class Conditions(nn.Module):
                 raise InputError(f"a condition cannot be called {name!r}, which is taken: give it another name")
         if not 0 <= drop_prob <= 1:
             raise InputError(f"drop_prob, the probability of null, must be from 0 to 1: got {drop_prob}")
+        if len(means := [name for name, each in (conditioners or {}).items() if each.residual is not None]) > 1:
+            raise InputError(f"a model makes the residual of one image: {' and '.join(means)} both have a residual")
         self.conditioners = nn.ModuleDict(dict(conditioners or {}))
         self.drop_prob, self.independent_drop = drop_prob, independent_drop
 
@@ -288,6 +298,10 @@ class Conditions(nn.Module):
     def filled(self) -> str | None:
         """The name of the condition that is an image with a hole, if there is one."""
         return next((name for name, conditioner in self._items() if conditioner.fills), None)
+
+    def mean_of(self) -> str | None:
+        """The name of the condition that gives a mean, if there is one."""
+        return next((name for name, conditioner in self._items() if conditioner.residual is not None), None)
 
     def paste(self, batch: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Images made for a batch, with what is known of them exactly as it was given."""

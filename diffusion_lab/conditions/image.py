@@ -29,6 +29,10 @@ class Image(Conditioner):
     With `noise` it is noise conditioning augmentation (Cascaded Diffusion Models, arXiv 2106.15282, section 4): the
     network sees x = cos(pi s / 2) z + sin(pi s / 2) eps, which keeps the variance of z where that is 1, and is told s
     by an embedding of 1000 s. In training s is uniform in [0, noise], otherwise it is `level`.
+
+    With `residual` the model makes the difference to this image (SRDiff, arXiv 2104.14951; see `Residual`), so that it
+    need not learn to copy. Where the image is dropped, it makes the whole. The schedule is that of x0 still, at whose
+    times the residual is noisier: `CosineSchedule(shift=1 / residual)` gives the residual the cosine schedule.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Image(Conditioner):
         embed_dim: int | None = None,
         context_dim: int | None = None,
         patch: int = 8,
+        residual: float | None = None,
     ) -> None:
         """
         Args:
@@ -56,6 +61,8 @@ class Image(Conditioner):
             embed_dim: The network's `embed_dim`, through which it is told the level; with noise alone.
             context_dim: Length of a token, the network's `context_dim`; with route context alone.
             patch: Side of the square that becomes a token with route context.
+            residual: The deviation, in [-1, 1], of what the model is to make around this image as it is resized; the
+                model makes all of it anew unless given. Bicubic interpolation of photographs by 4 has about 0.1.
 
         Raises:
             InputError: A value is out of range, or is missing or idle beside the others.
@@ -63,7 +70,7 @@ class Image(Conditioner):
         super().__init__()
         self.size, self.channels = check_size(size, channels), channels
         self.route, self.resize = route, resize
-        self.noise, self.level, self.patch = noise, level, patch
+        self.noise, self.level, self.patch, self.residual = noise, level, patch, residual
         if route not in ("concat", "context"):
             raise unknown("route", route, ["concat", "context"])
         if resize not in get_args(Resize):
@@ -88,6 +95,10 @@ class Image(Conditioner):
             raise InputError(f"context_dim must be a multiple of 4, for the sinusoids of a place: got {context_dim}")
         if context_dim is not None and (patch < 1 or any(side % patch for side in self.size)):
             raise InputError(f"patch must divide the height and width of size, {list(self.size)}: got {patch}")
+        if residual is not None and not 0 < residual < math.inf:
+            raise InputError(f"residual, a deviation, must be positive: got {residual}")
+        if residual is not None and noise:
+            raise InputError(f"there is no residual around an image with noise: leave out noise, {noise}, or residual")
         self.concat_channels = channels + 1 if route == "concat" else 0
         self.context_dim, self.embed_dim = context_dim, embed_dim
         self.tokens = None if context_dim is None else ImageTokens(channels + 1, context_dim, patch)
@@ -118,12 +129,14 @@ class Image(Conditioner):
         else:
             x, s = values[:, :-1], values[:, -1, 0, 0]
         given = with_presence(x, drop)  # [B, C + 1, H, W]
-        embed = None
+        embed = mean = deviation = None
         if self.level_embedding is not None:
             embed = self.level_embedding(1000 * s).masked_fill(drop[:, None], 0)
-        if self.tokens is not None:
-            return Cond(context=self.tokens(given), embed=embed)
-        return Cond(concat=given, embed=embed)
+        if self.residual is not None:
+            mean = given[:, :-1]  # and so 0 where it is dropped
+            deviation = torch.where(drop, 1.0, self.residual)[:, None, None, None]
+        context, concat = (None, given) if self.tokens is None else (self.tokens(given), None)
+        return Cond(concat, embed, context, mean=mean, deviation=deviation)
 
 
 class MaskedImage(Conditioner):

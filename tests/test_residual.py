@@ -1,0 +1,160 @@
+"""Diffusion around a mean is that of the residual, and of images to whoever walks, guides or clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from oracles import PAIRS, GivenTimes, SpyNetwork
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion_lab import (
+    CosineSchedule,
+    Denoiser,
+    DiffusionModule,
+    Guided,
+    Image,
+    InputError,
+    LearnedVariance,
+    Pipeline,
+    PixelSpace,
+    Prediction,
+    SNRWeighting,
+    TableSchedule,
+    UNet,
+)
+from diffusion_lab.conditions import Cond, Conditions
+from diffusion_lab.predictions import beside
+from diffusion_lab.schedules import NoiseSchedule
+from diffusion_lab.spaces import from_uint8, to_uint8
+
+DEVIATION = 0.2
+READABLE = {name: pair for name, pair in PAIRS.items() if pair[0] is not Prediction.MU}
+
+
+def around(n: int = 6) -> Cond:
+    deviation = torch.full((n, 1, 1, 1), DEVIATION, dtype=torch.float64)
+    return Cond(mean=torch.randn(n, 4, 3, 3, dtype=torch.float64), deviation=deviation)
+
+
+@pytest.mark.parametrize("prediction", [p for p in Prediction if p is not Prediction.MU])
+def test_with_a_shifted_schedule_it_is_plain_diffusion_of_the_residual(prediction: Prediction) -> None:
+    """The same network, times and noise: the loss, and x0 = m + s r, in float64."""
+    t, cond = torch.linspace(0.02, 0.98, 6, dtype=torch.float64), around()
+    ours = Denoiser(SpyNetwork(), CosineSchedule(shift=1 / DEVIATION), prediction, GivenTimes(t)).double()
+    plain = Denoiser(SpyNetwork(), CosineSchedule(), prediction, GivenTimes(t)).double()
+    assert cond.mean is not None
+    r = torch.randn(6, 4, 3, 3, dtype=torch.float64)
+    x0 = cond.mean + DEVIATION * r
+    losses = [
+        each.loss(data, part, torch.Generator().manual_seed(0))
+        for each, data, part in ((ours, x0, cond), (plain, r, Cond()))
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-12)
+
+    eps = torch.randn_like(r)
+    (alpha, sigma), (a, b) = (each.schedule(beside(t, r)) for each in (ours, plain))
+    seen = ours(alpha * x0 + sigma * eps, t, cond)
+    other = plain(a * r + b * eps, t, Cond())
+    torch.testing.assert_close(seen.x0, cond.mean + DEVIATION * other.x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(seen.eps, other.eps, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("prediction", "schedule"), READABLE.values(), ids=READABLE)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_perfect_network_is_read_on_every_schedule(
+    prediction: Prediction, schedule: NoiseSchedule, shared: bool
+) -> None:
+    cond = around()
+    assert cond.mean is not None
+    r, eps = torch.randn(2, 6, 4, 3, 3, dtype=torch.float64)
+    x0 = cond.mean + DEVIATION * r
+    t = schedule.snap(torch.tensor(0.6, dtype=torch.float64).expand(6))
+    alpha, sigma = (float(each[0]) for each in schedule(t))
+
+    class Perfect(nn.Module):
+        def forward(self, y: Tensor, network_time: Tensor, cond: Cond) -> Tensor:
+            k = ((alpha**2 + sigma**2) / (DEVIATION**2 * alpha**2 + sigma**2)) ** 0.5
+            torch.testing.assert_close(y, k * (alpha * DEVIATION * r + sigma * eps))
+            return {
+                Prediction.EPSILON: eps,
+                Prediction.X0: r,
+                Prediction.V: k * DEVIATION * alpha * eps - k * sigma * r,
+                Prediction.FLOW: eps - r,
+            }[prediction]
+
+    estimate = Denoiser(Perfect(), schedule, prediction)(alpha * x0 + sigma * eps, t[0] if shared else t, cond)
+    torch.testing.assert_close(estimate.x0, x0, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(estimate.eps, eps, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("prediction", "schedule"), READABLE.values(), ids=READABLE)
+def test_around_nothing_at_unit_deviation_it_is_plain_diffusion(
+    prediction: Prediction, schedule: NoiseSchedule
+) -> None:
+    denoiser, x_t = Denoiser(SpyNetwork(), schedule, prediction).double(), torch.randn(3, 4, 3, 3, dtype=torch.float64)
+    nothing = Cond(mean=torch.zeros_like(x_t), deviation=torch.ones(3, 1, 1, 1, dtype=torch.float64))
+    t = schedule.snap(torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64))
+    one, other = denoiser(x_t, t, nothing), denoiser(x_t, t, Cond())
+    torch.testing.assert_close(one.x0, other.x0)
+    torch.testing.assert_close(one.eps, other.eps)
+
+
+def module(**options: Any) -> DiffusionModule:
+    arguments: dict[str, Any] = {
+        "network": UNet(3, 8, (1, 2), blocks=1, channels_per_head=8, embed_dim=16, concat_channels=4),
+        "schedule": CosineSchedule(shift=8),
+        "space": PixelSpace([3, 16, 16]),
+        "conditions": {"low": Image([16, 16], residual=0.125)},
+        **options,
+    }
+    return DiffusionModule(**arguments)
+
+
+def test_what_has_learned_nothing_interpolates() -> None:
+    """A network that gives 0 leaves x0 = m where there is nothing but noise."""
+    low = F.avg_pool2d(torch.randint(60, 200, (5, 3, 8, 8)).float(), 2).to(torch.uint8)
+    made = Pipeline(module())(low=low, steps=1, sampler="ddim", progress=False)
+    assert isinstance(made, Tensor)
+    interpolated = to_uint8(F.interpolate(from_uint8(low), 16, mode="bicubic", antialias=True))
+    assert (made.int() - interpolated.int()).abs().max() <= 1
+
+
+def test_what_is_dropped_is_made_whole_and_guidance_is_of_images() -> None:
+    conditions = Conditions({"low": Image([16, 16], residual=0.125)})
+    batch = {"low": torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)}
+    cond, null = (conditions(batch, torch.tensor([dropped] * 2)) for dropped in (False, True))
+    assert cond.mean is not None
+    assert null.mean is not None
+    assert null.deviation is not None
+    assert cond.deviation is not None
+    assert cond.deviation.flatten().tolist() == [0.125] * 2
+    assert null.deviation.flatten().tolist() == [1] * 2
+    assert not bool(null.mean.any())
+    denoiser = Denoiser(SpyNetwork(), CosineSchedule(shift=8))
+    x_t, t = torch.randn(2, 3, 16, 16), torch.tensor(0.4)
+    with torch.no_grad():
+        guided, one, other = Guided(denoiser, cond, null, 3)(x_t, t), denoiser(x_t, t, cond), denoiser(x_t, t, null)
+    torch.testing.assert_close(guided.x0, other.x0 + 3 * (one.x0 - other.x0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(guided.eps, other.eps + 3 * (one.eps - other.eps), rtol=1e-4, atol=1e-5)
+
+
+TWICE = UNet(3, 8, (1, 2), blocks=1, channels_per_head=8, embed_dim=16, concat_channels=4, out_channels=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"space": PixelSpace([3, 16, 16], deviation=0.5)}, r"low.residual is of images of \[3, 16, 16\] in \[-1, 1\], but .* \(-2.0, 2.0\)"),
+        ({"space": PixelSpace([3, 16, 16]), "conditions": {"low": Image([16, 16], 1, residual=0.1)}, "network": UNet(3, 8, concat_channels=2)}, r"of images of \[1, 16, 16\]"),
+        ({"prediction": "MU", "schedule": TableSchedule()}, "goes with no posterior of the row before"),
+        ({"schedule": TableSchedule(), "variance": LearnedVariance(), "network": TWICE}, "goes with no posterior of the row before"),
+        ({"weighting": SNRWeighting()}, "but SNRWeighting is defined for the image: give UniformWeighting"),
+        ({"conditions": {"low": Image([16, 16], residual=0.1), "other": Image([16, 16], residual=0.1)}}, "low and other both have a residual"),
+    ],
+)  # fmt: skip
+def test_parts_that_have_no_place_for_a_mean_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        module(**options)
