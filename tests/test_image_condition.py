@@ -311,6 +311,8 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
         Image(**{"size": [8, 8], **arguments})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown resize 'area'"):
         MaskedImage([8, 8], resize="area")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="residual, a deviation, must be positive: got -1"):
+        MaskedImage([8, 8], residual=-1)
 
 
 def test_a_module_samples_from_images_whatever_the_batches() -> None:

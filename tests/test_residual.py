@@ -18,6 +18,7 @@ from diffusion_lab import (
     Image,
     InputError,
     LearnedVariance,
+    MaskedImage,
     Pipeline,
     PixelSpace,
     Prediction,
@@ -26,6 +27,7 @@ from diffusion_lab import (
     UNet,
 )
 from diffusion_lab.conditions import Cond, Conditions
+from diffusion_lab.conditions.image import nearby, with_mask
 from diffusion_lab.predictions import beside
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import from_uint8, to_uint8
@@ -120,6 +122,41 @@ def test_what_has_learned_nothing_interpolates() -> None:
     assert isinstance(made, Tensor)
     interpolated = to_uint8(F.interpolate(from_uint8(low), 16, mode="bicubic", antialias=True))
     assert (made.int() - interpolated.int()).abs().max() <= 1
+
+
+def test_what_has_learned_nothing_fills_from_nearby() -> None:
+    network = UNet(3, 8, (1, 2), blocks=1, channels_per_head=8, embed_dim=16, concat_channels=5)
+    model = module(network=network, conditions={"masked": MaskedImage([16, 16], residual=0.125)})
+    images, hole = torch.randint(60, 200, (5, 3, 16, 16)).to(torch.uint8), torch.rand(5, 1, 16, 16) < 0.5
+    masked = with_mask(images, hole)
+    made = Pipeline(model)(masked=masked, steps=1, sampler="ddim", progress=False)
+    assert isinstance(made, Tensor)
+    filled = to_uint8(nearby(from_uint8(images) * ~hole, (~hole).float()))
+    assert torch.equal(torch.where(hole, filled, made), filled)
+    assert (made.int() - filled.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(16, 16), (5, 7), (1, 9)])
+def test_nearby_fills_a_hole_and_changes_nothing_else(size: tuple[int, int]) -> None:
+    z, known = torch.rand(4, 3, *size) + 0.5, (torch.rand(4, 1, *size) < 0.3).float()
+    known[0], known[1], known[2] = 0, 1, 0
+    known[2, :, -1, 0] = known[3, :, 0, 0] = 1
+    filled = nearby(z * known, known)
+    assert not bool(filled[0].any())  # nothing is known
+    assert torch.equal(filled[1], z[1])
+    torch.testing.assert_close(filled[2], z[2, :, -1:, :1].expand(-1, *size))
+    assert torch.equal(filled[3] * known[3], z[3] * known[3])
+    for channel, colours in zip(filled[3], (z[3] * known[3]), strict=True):
+        assert channel.min() >= colours[colours > 0].min() - 1e-6
+        assert channel.max() <= colours.max() + 1e-6
+
+
+def test_nearby_is_near() -> None:
+    """A ramp goes on through a hole, which the mean of all that is known does not."""
+    ramp = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
+    known = torch.ones(1, 1, 32, 32)
+    known[..., 10:18, 3:11] = 0
+    assert (nearby(ramp * known, known) - ramp).abs().max() < 0.2
 
 
 def test_what_is_dropped_is_made_whole_and_guidance_is_of_images() -> None:

@@ -95,8 +95,7 @@ class Image(Conditioner):
             raise InputError(f"context_dim must be a multiple of 4, for the sinusoids of a place: got {context_dim}")
         if context_dim is not None and (patch < 1 or any(side % patch for side in self.size)):
             raise InputError(f"patch must divide the height and width of size, {list(self.size)}: got {patch}")
-        if residual is not None and not 0 < residual < math.inf:
-            raise InputError(f"residual, a deviation, must be positive: got {residual}")
+        check_residual_deviation(residual)
         if residual is not None and noise:
             raise InputError(f"there is no residual around an image with noise: leave out noise, {noise}, or residual")
         self.concat_channels = channels + 1 if route == "concat" else 0
@@ -129,26 +128,27 @@ class Image(Conditioner):
         else:
             x, s = values[:, :-1], values[:, -1, 0, 0]
         given = with_presence(x, drop)  # [B, C + 1, H, W]
-        embed = mean = deviation = None
+        embed = None
         if self.level_embedding is not None:
             embed = self.level_embedding(1000 * s).masked_fill(drop[:, None], 0)
-        if self.residual is not None:
-            mean = given[:, :-1]  # and so 0 where it is dropped
-            deviation = torch.where(drop, 1.0, self.residual)[:, None, None, None]
         context, concat = (None, given) if self.tokens is None else (self.tokens(given), None)
-        return Cond(concat, embed, context, mean=mean, deviation=deviation)
+        mean = {} if self.residual is None else around(x, self.residual, drop)
+        return Cond(concat, embed, context, **mean)
 
 
 class MaskedImage(Conditioner):
     """What is to be filled, for inpainting: the image with its hole zeroed, the mask (1 in the hole), and presence.
 
     The hole is emptied before anything is resized, so that nothing of what was in it reaches the network. What is known
-    of an image that has the size of what is made stands in the result exactly.
+    of an image that has the size of what is made stands in the result exactly. With `residual` the model makes the
+    difference to the image with its hole filled by `nearby`; see `Image`.
     """
 
     fills = True
 
-    def __init__(self, size: Sequence[int], channels: int = 3, resize: Resize = "bicubic") -> None:
+    def __init__(
+        self, size: Sequence[int], channels: int = 3, resize: Resize = "bicubic", residual: float | None = None
+    ) -> None:
         """
         Args:
             size: Height and width of the network's input.
@@ -156,12 +156,16 @@ class MaskedImage(Conditioner):
                 network's `concat_channels` are two more.
             resize: How an image of another size is enlarged or reduced: "bicubic", "bilinear" or "nearest"; its mask
                 always to the nearest.
+            residual: The deviation, in [-1, 1], of what was in holes around what fills them at first; the model makes
+                all of the image anew unless given.
 
         Raises:
             InputError: A value is out of range.
         """
         super().__init__()
+        check_residual_deviation(residual)
         self.size, self.channels, self.resize = check_size(size, channels), channels, resize
+        self.residual = residual
         if resize not in get_args(Resize):
             raise unknown("resize", resize, get_args(Resize))
         self.concat_channels = channels + 2
@@ -178,7 +182,11 @@ class MaskedImage(Conditioner):
         mask = values[:, -1:].eq(255).float()
         z = resized_known(from_uint8(values[:, :-1]), 1 - mask, self.size, self.resize)
         mask = resized(mask, self.size, "nearest")
-        return Cond(concat=with_presence(torch.cat([z * (1 - mask), mask], 1), drop))
+        known = 1 - mask
+        given = with_presence(torch.cat([z * known, mask], 1), drop)  # [B, C + 2, H, W]
+        if self.residual is None:
+            return Cond(concat=given)
+        return Cond(concat=given, **around(nearby(z * known, known), self.residual, drop))
 
     def paste(self, values: Tensor, images: Tensor) -> Tensor:
         if values[:, :-1].shape != images.shape:
@@ -264,6 +272,36 @@ def resized_known(z: Tensor, known: Tensor, size: tuple[int, int], resize: Resiz
     options = {"mode": "nearest-exact"} if resize == "nearest" else {"mode": resize, "antialias": True}
     joined, weight = (F.interpolate(each, size, **options) for each in (z * known, known))
     return torch.where(weight > 0.05, joined / weight.clamp(min=0.05), 0).clamp(-1, 1)
+
+
+def nearby(z: Tensor, known: Tensor) -> Tensor:
+    """z with what is unknown filled from what is known about it: [B, K, H, W].
+
+    The image is halved until nothing is unknown, each pixel the mean of the known ones below it, and what is unknown is
+    then taken from the image of half the size, enlarged; this is the push and pull of the Lumigraph (Gortler et al.
+    1996, section 3.4).
+
+    Args:
+        z: [B, K, H, W], 0 where unknown.
+        known: [B, 1, H, W], 1 where z is known and 0 elsewhere.
+    """
+    if max(z.shape[2:]) == 1:
+        return z
+    joined, weight = (F.avg_pool2d(each, 2, ceil_mode=True) for each in (z, known))
+    coarse = nearby(joined / weight.clamp(min=0.25), (weight > 0).float())
+    return torch.where(known > 0, z, F.interpolate(coarse, z.shape[2:], mode="bilinear"))
+
+
+def check_residual_deviation(residual: float | None) -> None:
+    """Raise InputError for a deviation that is not positive."""
+    if residual is not None and not 0 < residual < math.inf:
+        raise InputError(f"residual, a deviation, must be positive: got {residual}")
+
+
+def around(z: Tensor, residual: float, drop: Tensor) -> dict[str, Tensor]:
+    """The mean z [B, C, H, W] and its deviation as parts of a `Cond`; 0 and 1, which is no mean, where drop is true."""
+    drop = drop[:, None, None, None]
+    return {"mean": z.masked_fill(drop, 0), "deviation": torch.where(drop, 1.0, residual)}
 
 
 def with_presence(z: Tensor, drop: Tensor) -> Tensor:
