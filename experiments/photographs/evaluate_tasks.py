@@ -4,13 +4,13 @@ Command:   python experiments/photographs/evaluate_tasks.py super_resolution [ch
            python experiments/photographs/evaluate_tasks.py inpainting [checkpoints/inpainting]
 Options:   --picture PNG, ten held-out patches: what is given, what it is compared with, four samples, the original.
 Hardware:  one CPU core takes more than 15 minutes; extra `offline` for EfficientNet-Lite0.
-Prints:    a Markdown table over each second held-out patch, mean and deviation over three seeds of samples by 20 DDIM
+Prints:    a Markdown table over each second held-out patch, mean and deviation over four seeds of samples by 20 DDIM
            steps without guidance. PSNR is the mean over patches of 10 log10(255^2 / MSE), for inpainting over the hole
-           alone. "mean of 8" is that of eight samples. FD is the Frechet distance to the other held-out patches in
+           alone. "mean of 4" is that of the samples. FD is the Frechet distance to the other held-out patches in
            EfficientNet-Lite0's features, which is not FID; "floor" is that of the real ones. Super-resolution is
            compared with bicubic interpolation, and "consistency" is the PSNR of what a result becomes at low resolution
-           again; inpainting with the mean colour of what is known, and "known" is the share of known pixels that are
-           exact.
+           again; inpainting with the mean colour of what is known and with the colours nearby, which the model starts
+           from, and "known" is the share of known pixels that are exact.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor
 
 import diffusion_lab
 from diffusion_lab import EfficientNetLite0, Inpainting, SuperResolution, Unconditional
+from diffusion_lab.conditions.image import nearby
 from diffusion_lab.data.draws import Draws
 from diffusion_lab.data_config import build_data, read_config
 from diffusion_lab.images import grid, write_png
@@ -36,7 +37,7 @@ from diffusion_lab.metrics import FeatureGaussian, Gaussian, frechet_distance
 from diffusion_lab.spaces import from_uint8, to_uint8
 
 HERE = Path(__file__).parent
-SEEDS, STEPS, SAMPLES, SHOWN = (0, 1, 2), 20, 8, 10
+SEEDS, STEPS, SHOWN = range(4), 20, 10
 
 
 def psnr(made: Tensor, real: Tensor, where: Tensor | None = None) -> float:
@@ -68,6 +69,12 @@ def filled_with_mean(batch: dict[str, Tensor]) -> Tensor:
     return torch.where(hole, mean.round().to(torch.uint8), known)
 
 
+def filled_from_nearby(batch: dict[str, Tensor]) -> Tensor:
+    """The hole in the colours of what is known about it."""
+    known, hole = batch["masked"][:, :-1], batch["masked"][:, -1:] == 255
+    return torch.where(hole, to_uint8(nearby(from_uint8(known) * ~hole, (~hole).float())), known)
+
+
 def consistency(data: Unconditional, batch: dict[str, Tensor], made: Tensor) -> str:
     """What is known of the images and still holds of what was made of it."""
     if isinstance(data, SuperResolution):
@@ -90,8 +97,10 @@ def main() -> None:
     pipe = diffusion_lab.load(options.checkpoint or f"checkpoints/{options.task}")
     assert isinstance(data, SuperResolution | Inpainting)
     name = data.gives[0]
-    rival, compare = (
-        ("bicubic", interpolated) if isinstance(data, SuperResolution) else ("mean colour", filled_with_mean)
+    rivals = (
+        {"bicubic": interpolated}
+        if isinstance(data, SuperResolution)
+        else {"mean colour": filled_with_mean, "colours nearby": filled_from_nearby}
     )
     held_out = torch.arange(len(data.part("validation")))
     batch = data.batch("validation", held_out[::2])
@@ -108,21 +117,21 @@ def main() -> None:
     def distance(images: Tensor) -> float:
         return frechet_distance(reference, gaussian(extractor, images))
 
-    made = [sample(seed) for seed in track(range(SAMPLES), "sampling", transient=True, console=Console(stderr=True))]
-    others = compare(batch)
+    made = [sample(seed) for seed in track(SEEDS, "sampling", transient=True, console=Console(stderr=True))]
     print(f"| {len(real)} held-out patches | PSNR, dB | FD | {'consistency' if hole is None else 'known'} |")
     print("|---|---|---|---|")
-    print(f"| {rival} | {psnr(others, real, hole):.2f} | {distance(others):.1f} | {consistency(data, batch, others)} |")
-    samples = [made[seed] for seed in SEEDS]
-    scores = [spread(samples, lambda each: psnr(each, real, hole), 2), spread(samples, distance, 1)]
-    print(f"| samples | {scores[0]} | {scores[1]} | {consistency(data, batch, made[0])} |")
     mean = torch.stack(made).double().mean(0).round().to(torch.uint8)
-    cells = f"{psnr(mean, real, hole):.2f} | {distance(mean):.1f} | {consistency(data, batch, mean)}"
-    print(f"| mean of {SAMPLES} | {cells} |")
+    others = {rival: fill(batch) for rival, fill in rivals.items()}
+    for row, images in {**others, f"mean of {len(made)}": mean}.items():
+        print(
+            f"| {row} | {psnr(images, real, hole):.2f} | {distance(images):.1f} | {consistency(data, batch, images)} |"
+        )
+    scores = [spread(made, lambda each: psnr(each, real, hole), 2), spread(made, distance, 1)]
+    print(f"| samples | {scores[0]} | {scores[1]} | {consistency(data, batch, made[0])} |")
     print(f"| floor | | {distance(real):.1f} | |")
     if options.picture:
         shown = torch.arange(SHOWN) * len(real) // SHOWN
-        columns = [*data.pictures(batch), others, *made[:4], real]
+        columns = [*data.pictures(batch), [*others.values()][-1], *made, real]
         picture = torch.stack([column[shown] for column in columns], 1)
         write_png(grid(picture.flatten(0, 1), picture.shape[1]), options.picture)
 
