@@ -9,9 +9,9 @@ A random set as large as CIFAR-10's training images, 50,000 of 3x32x32, in batch
 workers. Rounds of each take turns, so that whatever else the machine does falls on all, and medians are compared; the
 first batch of a round, for which workers are waited for, is not counted.
 
-Memory is what the set in the mapped cache adds, over as many images of one pixel, to two processes as of two ranks with
-two workers each, after an epoch: the sum of their proportional set sizes, in which a page that several
-share counts once (Linux).
+Memory is what nine tenths of a set of 500,000 such images, 1.5 GB, add by their bytes to two processes as of two
+ranks with two workers each, after an epoch: the sum of their proportional set sizes, in which a page that several
+share counts once (Linux). In a smaller set the 10 MB by which processes differ from run to run would be seen instead.
 """
 
 from __future__ import annotations
@@ -44,23 +44,26 @@ from diffusion_lab.data.sources.cache import Mapped, cached, reserve
 from diffusion_lab.spaces import from_uint8
 
 COUNT, CHANNELS, SIDE, BATCH, WORKERS, RANKS = 50_000, 3, 32, 128, 2, 2
+LARGE, SMALL = 500_000, 50_000  # where memory is measured
 TARGETS = {"uint8": 100_000.0, "floats": 60_000.0, "over_torchvision": 10.0, "memory": 1.1}
 
 
 class Noise(Source):
     """Random bytes, in the cache."""
 
-    def __init__(self, side: int = SIDE) -> None:
-        self.side = side
+    def __init__(self, count: int = COUNT) -> None:
+        self.count = count
 
     def read(self) -> Images:
         def write(folder: Path) -> None:
-            reserve(folder / "pixels.npy", (COUNT, CHANNELS, self.side, self.side))
+            reserve(folder / "pixels.npy", (self.count, CHANNELS, SIDE, SIDE))
             pixels = np.load(folder / "pixels.npy", mmap_mode="r+")
-            pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)
+            random = np.random.default_rng(0)
+            for part in np.array_split(pixels, 10):
+                part[:] = random.integers(0, 256, part.shape, np.uint8)
             pixels.flush()
 
-        return Images(cached(f"noise_{self.side}", write, lambda folder: Mapped(folder / "pixels.npy")))
+        return Images(cached(f"noise_{self.count}", write, lambda folder: Mapped(folder / "pixels.npy")))
 
 
 class Single(Dataset[Tensor]):
@@ -117,11 +120,12 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def memory(side: int) -> int:
-    """Bytes in memory of all ranks and their workers after an epoch of images of that side."""
+def memory(count: int) -> int:
+    """Bytes in memory of all ranks and their workers after an epoch of so many images."""
+    Noise(count).read()
     context = multiprocessing.get_context("spawn")
     barrier, sizes = context.Barrier(RANKS), context.Queue()
-    ranks = [context.Process(target=rank, args=(side, barrier, sizes)) for _ in range(RANKS)]
+    ranks = [context.Process(target=rank, args=(count, barrier, sizes)) for _ in range(RANKS)]
     for process in ranks:
         process.start()
     total = sum(sizes.get(timeout=300) for _ in ranks)
@@ -130,10 +134,10 @@ def memory(side: int) -> int:
     return total
 
 
-def rank(side: int, barrier: Any, sizes: Any) -> None:
+def rank(count: int, barrier: Any, sizes: Any) -> None:
     """One process: an epoch, and what it and its workers then hold."""
     torch.set_num_threads(1)
-    data = Unconditional(Noise(side), batch_size=BATCH, num_workers=WORKERS)
+    data = Unconditional(Noise(count), batch_size=BATCH, num_workers=WORKERS)
     loader = data.train_dataloader()
     for batch in loader:
         data.prepare(batch, epoch=0)
@@ -170,8 +174,8 @@ def main() -> None:
             for name, side in sides.items():
                 # An image of torchvision's costs so much more that fewer make as long a round.
                 rates[name].append(rate(side, batches // 8 if name == "torchvision" else batches, device))
-        raw = COUNT * CHANNELS * (SIDE * SIDE - 1)
-        held = (memory(SIDE) - memory(1)) / raw if Path("/proc/self/smaps_rollup").exists() else None
+        raw = (LARGE - SMALL) * CHANNELS * SIDE * SIDE
+        held = (memory(LARGE) - memory(SMALL)) / raw if Path("/proc/self/smaps_rollup").exists() else None
 
     medians = {name: statistics.median(values) for name, values in rates.items()}
     over = statistics.median(a / b for a, b in zip(rates["floats"], rates["torchvision"], strict=True))
