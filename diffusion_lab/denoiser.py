@@ -9,7 +9,7 @@ from diffusion_lab.conditions import Cond
 from diffusion_lab.densities import Density, Uniform
 from diffusion_lab.errors import InputError
 from diffusion_lab.predictions import Estimate, Prediction, System, beside
-from diffusion_lab.residual import Residual
+from diffusion_lab.residual import Residual, check_parts
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.table_schedule import TableSchedule
 from diffusion_lab.variance import LearnedVariance
@@ -56,7 +56,7 @@ class Denoiser(nn.Module):
         system = self.prediction.system(self.schedule, beside(t, x_t))
         if cond.mean is None:
             return self._read(*self._output(x_t, t, cond), x_t, t, system)
-        residual = Residual(cond, system, self.prediction)
+        residual = self._residual(cond, system)
         y = residual.seen(x_t)
         output, _ = self._output(y, t, cond)
         return residual.estimate(output, y)
@@ -78,7 +78,7 @@ class Denoiser(nn.Module):
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         system = self.prediction.system(self.schedule, beside(t, x0))
         if cond.mean is not None:
-            residual = Residual(cond, system, self.prediction)
+            residual = self._residual(cond, system)
             x0, system = residual.of(x0), residual.system
         x_t = system.mix(x0, eps)
         output, second = self._output(x_t, t, cond)
@@ -95,6 +95,10 @@ class Denoiser(nn.Module):
         if self.training:
             self.density.update(drawn, loss.detach())
         return importance * loss
+
+    def _residual(self, cond: Cond, system: System) -> Residual:
+        check_parts(self.prediction, self.variance)
+        return Residual(cond, system, self.prediction)
 
     def _output(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
         """The network's output in x_t's precision, whatever the network's own, and its half for the variance."""

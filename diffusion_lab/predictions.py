@@ -170,7 +170,7 @@ class Prediction(Enum):
                 return System(alpha, sigma, -sigma, alpha)
             case Prediction.FLOW:
                 return System(alpha, sigma, -1.0, 1.0)
-        raise ValueError(f"{self.name} is no matter of alpha and sigma alone")
+        raise AssertionError("MU has a row before")  # `check_parts` has refused it
 
     def check(self, schedule: NoiseSchedule) -> None:
         """Refuse a schedule on which the output does not tell x0 at every time that is trained or sampled.

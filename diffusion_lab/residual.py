@@ -9,14 +9,14 @@ from diffusion_lab.errors import InputError
 from diffusion_lab.predictions import Estimate, Prediction, System
 from diffusion_lab.spaces import Space
 from diffusion_lab.variance import LearnedVariance
-from diffusion_lab.weightings import UniformWeighting, Weighting
+from diffusion_lab.weightings import Weighting, X0Weighting
 
 
 class Residual:
     """r = (x0 - m) / s, of one batch at one time, for the mean m and deviation s that a condition gives.
 
     From x_t = alpha x0 + sigma eps follows y = k (x_t - alpha m) = k s alpha r + k sigma eps, which is r noised, at a
-    log-SNR that is lower by -2 log s. k = sqrt((alpha^2 + sigma^2) / (s^2 alpha^2 + sigma^2)) gives y the deviation
+    log-SNR that is higher by 2 log s. k = sqrt((alpha^2 + sigma^2) / (s^2 alpha^2 + sigma^2)) gives y the deviation
     that data of unit deviation have at that time. The network is given y, its output means of r and eps what the
     prediction says, and x0 = m + s r: walks, clipping, guidance and likelihood are of whole images as ever. To draw
     the residual alone is SRDiff (arXiv 2104.14951); y is EDM's preconditioning (2206.00364, eq. 7) around m.
@@ -30,7 +30,7 @@ class Residual:
         Args:
             cond: Has the mean and the deviation.
             system: The equations of x_t.
-            prediction: What the network's output estimates.
+            prediction: What the network's output estimates; not MU.
         """
         assert cond.mean is not None
         assert cond.deviation is not None
@@ -55,29 +55,30 @@ class Residual:
         return Estimate(lambda: self.mean + self.deviation * estimate.x0, lambda: estimate.eps)
 
 
+def check_parts(prediction: Prediction, variance: LearnedVariance | None) -> None:
+    """Raise InputError for what is defined by the row before, whose posterior is that of x0 and not of r."""
+    if variance is not None:
+        raise InputError("a learned variance is that of whole images: leave model.variance out, or the residual")
+    if prediction is Prediction.MU:
+        raise InputError("prediction MU is of whole images: give V, FLOW, X0 or EPSILON, or leave the residual out")
+
+
 def check_residual(
     conditions: Conditions, space: Space, prediction: Prediction, weighting: Weighting, variance: LearnedVariance | None
 ) -> None:
     """Raise InputError where a condition gives a mean that the other parts of a model have no place for."""
     if (name := conditions.mean_of()) is None:
         return
-    given = f"model.conditions.{name}.residual"
-    shape = [
-        getattr(conditions.conditioners[name], "channels", None),
-        *getattr(conditions.conditioners[name], "size", ()),
-    ]
+    given, conditioner = f"model.conditions.{name}.residual", conditions.conditioners[name]
+    shape = [getattr(conditioner, "channels", None), *getattr(conditioner, "size", ())]
     if space.data_range != (-1, 1) or list(space.shape) != shape:
         raise InputError(
             f"{given} is of images of {shape} in [-1, 1], but model.space holds {list(space.shape)} in "
             f"{space.data_range}: give a PixelSpace of that shape and deviation 1, or leave residual out"
         )
-    if prediction is Prediction.MU or variance is not None:
+    check_parts(prediction, variance)
+    if isinstance(getattr(weighting, "weighting", weighting), X0Weighting):
         raise InputError(
-            f"{given} goes with no posterior of the row before: leave residual out, or model.prediction MU and "
-            "model.variance"
-        )
-    if not isinstance(weighting, UniformWeighting):
-        raise InputError(
-            f"{given} makes the loss that of the residual, but {type(weighting).__name__} is defined for the image: "
-            "give UniformWeighting, or leave residual out"
+            f"{given} makes the loss that of the residual, but {type(weighting).__name__} weighs the error of the "
+            "image: give UniformWeighting, or leave residual out"
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from oracles import PAIRS, GivenTimes, SpyNetwork
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn import functional as F
 
 from diffusion_lab import (
@@ -16,24 +19,39 @@ from diffusion_lab import (
     DiffusionModule,
     Guided,
     Image,
+    Inpainting,
     InputError,
     LearnedVariance,
     MaskedImage,
+    Photographs,
     Pipeline,
     PixelSpace,
     Prediction,
     SNRWeighting,
     TableSchedule,
+    UncertaintyWeighting,
     UNet,
+    load,
+    save,
 )
 from diffusion_lab.conditions import Cond, Conditions
-from diffusion_lab.conditions.image import nearby, with_mask
+from diffusion_lab.conditions.image import with_mask
+from diffusion_lab.conditions.maps import nearby
+from diffusion_lab.guidance.classifier_free import Conditioned
+from diffusion_lab.likelihood import ProbabilityFlow
 from diffusion_lab.predictions import beside
 from diffusion_lab.schedules import NoiseSchedule
 from diffusion_lab.spaces import from_uint8, to_uint8
 
 DEVIATION = 0.2
 READABLE = {name: pair for name, pair in PAIRS.items() if pair[0] is not Prediction.MU}
+
+
+class Nothing(nn.Module):
+    """A network that gives 0."""
+
+    def forward(self, x_t: Tensor, network_time: Tensor, cond: Cond) -> Tensor:
+        return torch.zeros_like(x_t)
 
 
 def around(n: int = 6) -> Cond:
@@ -124,6 +142,62 @@ def test_what_has_learned_nothing_interpolates() -> None:
     assert (made.int() - interpolated.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [("ddpm", 200), ("ddim", 200), ("heun", 20), ("dpm_solver_pp", 20), ("unipc", 20), ("deis", 20)],
+)
+def test_what_has_learned_nothing_draws_a_normal_number_around_the_mean(sampler: str, steps: int) -> None:
+    """A network that gives 0 as v is exact where r is of N(0, 1), and so are a sampler's images."""
+    low = torch.full((50, 3, 4, 4), 128, dtype=torch.uint8)
+    made = Pipeline(module())(low=low, steps=steps, sampler=sampler, progress=False)
+    assert isinstance(made, Tensor)
+    assert made.double().mean().item() == pytest.approx(128, abs=0.3)
+    assert made.double().std().item() == pytest.approx(0.125 * 127.5, rel=0.02)
+
+
+def test_the_likelihood_is_of_whole_images() -> None:
+    """The same model's is that of N(m, s^2), in nats."""
+    denoiser, m = Denoiser(Nothing(), CosineSchedule(shift=1 / DEVIATION)), around(3)
+    assert m.mean is not None
+    x0 = m.mean + DEVIATION * torch.randn_like(m.mean)
+    nats = ProbabilityFlow(earliest=1e-4)(Conditioned(denoiser, m), x0, lambda i: torch.randn_like(x0), None)
+    exact = -Normal(m.mean, DEVIATION).log_prob(x0).sum((1, 2, 3))
+    torch.testing.assert_close(nats, exact, rtol=0, atol=0.05)
+
+
+def test_half_precision_keeps_the_mean_whole() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        cond = Image([16, 16], residual=0.127)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([True, False]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cond.mean is not None
+    assert cond.deviation is not None
+    assert cond.mean.dtype == cond.deviation.dtype == torch.float32
+    assert cond.deviation.flatten().tolist() == pytest.approx([1, 0.127])
+
+
+def test_it_trains_and_is_the_same_when_it_is_loaded_again(tmp_path: Path) -> None:
+    network = UNet(3, 8, (1, 2), blocks=1, channels_per_head=8, embed_dim=16, concat_channels=5)
+    model = module(network=network, conditions={"masked": MaskedImage([16, 16], residual=0.125)})
+    data = Inpainting(Photographs(16), batch_size=8)
+    Trainer(
+        accelerator="cpu", max_steps=3, limit_val_batches=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    ).fit(model, data)  # fmt: skip
+    save(model, tmp_path / "model")
+    images = data.batch("validation", torch.arange(4))["images"]
+    mask = torch.zeros(16, 16)
+    mask[4:12, 4:12] = 1
+    options: dict[str, Any] = {"images": images, "mask": mask, "steps": 4, "progress": False}
+    made, again = Pipeline(model)(**options), load(tmp_path / "model")(**options)
+    assert isinstance(made, Tensor)
+    assert isinstance(again, Tensor)
+    assert torch.equal(made, again)
+    assert torch.equal(made[..., mask == 0], images[..., mask == 0])
+    assert not torch.equal(made, images)
+
+
 def test_what_has_learned_nothing_fills_from_nearby() -> None:
     network = UNet(3, 8, (1, 2), blocks=1, channels_per_head=8, embed_dim=16, concat_channels=5)
     model = module(network=network, conditions={"masked": MaskedImage([16, 16], residual=0.125)})
@@ -131,16 +205,16 @@ def test_what_has_learned_nothing_fills_from_nearby() -> None:
     masked = with_mask(images, hole)
     made = Pipeline(model)(masked=masked, steps=1, sampler="ddim", progress=False)
     assert isinstance(made, Tensor)
-    filled = to_uint8(nearby(from_uint8(images) * ~hole, (~hole).float()))
+    filled = to_uint8(nearby(from_uint8(images) * ~hole, ~hole))
     assert torch.equal(torch.where(hole, filled, made), filled)
     assert (made.int() - filled.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("size", [(16, 16), (5, 7), (1, 9)])
 def test_nearby_fills_a_hole_and_changes_nothing_else(size: tuple[int, int]) -> None:
-    z, known = torch.rand(4, 3, *size) + 0.5, (torch.rand(4, 1, *size) < 0.3).float()
-    known[0], known[1], known[2] = 0, 1, 0
-    known[2, :, -1, 0] = known[3, :, 0, 0] = 1
+    z, known = torch.rand(4, 3, *size) + 0.5, torch.rand(4, 1, *size) < 0.3
+    known[0], known[1], known[2] = False, True, False
+    known[2, :, -1, 0] = known[3, :, 0, 0] = True
     filled = nearby(z * known, known)
     assert not bool(filled[0].any())  # nothing is known
     assert torch.equal(filled[1], z[1])
@@ -151,12 +225,23 @@ def test_nearby_fills_a_hole_and_changes_nothing_else(size: tuple[int, int]) -> 
         assert channel.max() <= colours.max() + 1e-6
 
 
-def test_nearby_is_near() -> None:
-    """A ramp goes on through a hole, which the mean of all that is known does not."""
-    ramp = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
-    known = torch.ones(1, 1, 32, 32)
-    known[..., 10:18, 3:11] = 0
-    assert (nearby(ramp * known, known) - ramp).abs().max() < 0.2
+@pytest.mark.parametrize("side", [32, 33])
+def test_nearby_is_near(side: int) -> None:
+    """A ramp goes on through holes, which the mean of all that is known does not."""
+    ramp = torch.linspace(-1, 1, side).expand(1, 1, side, side)
+    known = torch.rand(1, 1, side, side) < 0.5
+    known[..., 10:18, 3:11] = False
+    assert (nearby(ramp * known, known) - ramp).abs().max() < 0.25
+    assert (nearby(ramp * known, known) - ramp).square().mean() < 0.06**2
+
+
+def test_what_is_known_of_a_reduced_image_is_what_is_near() -> None:
+    """Of so little that a pixel of the network's holds next to none of it, too."""
+    images, hole = torch.full((1, 3, 64, 64), 250, dtype=torch.uint8), torch.rand(1, 1, 64, 64) > 0.02
+    hole[..., :16, :16] = False
+    cond = MaskedImage([4, 4], residual=0.1)(with_mask(images, hole), torch.tensor([False]))
+    assert cond.mean is not None
+    torch.testing.assert_close(cond.mean, from_uint8(images)[..., :4, :4])
 
 
 def test_what_is_dropped_is_made_whole_and_guidance_is_of_images() -> None:
@@ -178,6 +263,14 @@ def test_what_is_dropped_is_made_whole_and_guidance_is_of_images() -> None:
     torch.testing.assert_close(guided.eps, other.eps + 3 * (one.eps - other.eps), rtol=1e-4, atol=1e-5)
 
 
+def test_a_denoiser_refuses_what_is_defined_by_the_row_before() -> None:
+    cond, x_t, t = around(2), torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.tensor([0.5, 0.5])
+    with pytest.raises(InputError, match="prediction MU is of whole images: give V"):
+        Denoiser(Nothing(), TableSchedule(), "mu")(x_t, t, cond)
+    with pytest.raises(InputError, match="learned variance is that of whole images"):
+        Denoiser(Nothing(), TableSchedule(), "v", variance=LearnedVariance()).loss(x_t, cond, torch.Generator())
+
+
 TWICE = UNet(3, 8, (1, 2), blocks=1, channels_per_head=8, embed_dim=16, concat_channels=4, out_channels=6)
 
 
@@ -186,9 +279,10 @@ TWICE = UNet(3, 8, (1, 2), blocks=1, channels_per_head=8, embed_dim=16, concat_c
     [
         ({"space": PixelSpace([3, 16, 16], deviation=0.5)}, r"low.residual is of images of \[3, 16, 16\] in \[-1, 1\], but .* \(-2.0, 2.0\)"),
         ({"space": PixelSpace([3, 16, 16]), "conditions": {"low": Image([16, 16], 1, residual=0.1)}, "network": UNet(3, 8, concat_channels=2)}, r"of images of \[1, 16, 16\]"),
-        ({"prediction": "MU", "schedule": TableSchedule()}, "goes with no posterior of the row before"),
-        ({"schedule": TableSchedule(), "variance": LearnedVariance(), "network": TWICE}, "goes with no posterior of the row before"),
-        ({"weighting": SNRWeighting()}, "but SNRWeighting is defined for the image: give UniformWeighting"),
+        ({"prediction": "MU", "schedule": TableSchedule()}, "prediction MU is of whole images: give V"),
+        ({"schedule": TableSchedule(), "variance": LearnedVariance(), "network": TWICE}, "a learned variance is that of whole images: leave"),
+        ({"weighting": SNRWeighting()}, "but SNRWeighting weighs the error of the image: give UniformWeighting"),
+        ({"weighting": UncertaintyWeighting(SNRWeighting())}, "but UncertaintyWeighting weighs the error of the image"),
         ({"conditions": {"low": Image([16, 16], residual=0.1), "other": Image([16, 16], residual=0.1)}}, "low and other both have a residual"),
     ],
 )  # fmt: skip

@@ -118,7 +118,8 @@ class Conditioner(Configurable, nn.Module, ABC):
         context_dim: D of the tokens it gives, or None where it gives none.
         concat_channels: K of the channels it gives, or 0.
         fills: Whether it is an image with a hole, which the model fills.
-        residual: The deviation of what is made around the mean that it gives, or None where it gives none.
+        residual: The deviation of what is made around the mean that it gives, of its `channels` and `size`, or None
+            where it gives none.
     """
 
     embed_dim: int | None = None
@@ -171,7 +172,7 @@ class Conditions(nn.Module):
                 scale of its own; otherwise all of a sample at once.
 
         Raises:
-            InputError: drop_prob lies outside 0..1, or a name is taken.
+            InputError: drop_prob lies outside 0..1, a name is taken, or two conditions give a mean.
         """
         super().__init__()
         for name in conditioners or {}:

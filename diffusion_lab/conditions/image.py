@@ -9,16 +9,24 @@ from typing import Any, Literal, get_args
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffusion_lab.conditions.base import Cond, Conditioner
+from diffusion_lab.conditions.maps import (
+    Resize,
+    check_maps,
+    check_residual_deviation,
+    check_size,
+    mean_parts,
+    nearby,
+    resized,
+    resized_known,
+    with_presence,
+)
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.networks.layers import TimeEmbedding
 from diffusion_lab.networks.positions import sincos_2d
 from diffusion_lab.noise import Normal
 from diffusion_lab.spaces import from_uint8
-
-Resize = Literal["bicubic", "bilinear", "nearest"]
 
 
 class Image(Conditioner):
@@ -31,8 +39,10 @@ class Image(Conditioner):
     by an embedding of 1000 s. In training s is uniform in [0, noise], otherwise it is `level`.
 
     With `residual` the model makes the difference to this image (SRDiff, arXiv 2104.14951; see `Residual`), so that it
-    need not learn to copy. Where the image is dropped, it makes the whole. The schedule is that of x0 still, at whose
-    times the residual is noisier: `CosineSchedule(shift=1 / residual)` gives the residual the cosine schedule.
+    need not learn to copy. Schedule and density are those of x0 still, at whose times and noise levels the residual is
+    noisier: `CosineSchedule(shift=1 / residual)` or `FlowSchedule(shift=residual)` give it the unshifted schedule.
+    Where the image is dropped, the model makes the whole, which at such times is hardly noised: give drop_prob 0 unless
+    the null is needed.
     """
 
     def __init__(
@@ -62,7 +72,8 @@ class Image(Conditioner):
             context_dim: Length of a token, the network's `context_dim`; with route context alone.
             patch: Side of the square that becomes a token with route context.
             residual: The deviation, in [-1, 1], of what the model is to make around this image as it is resized; the
-                model makes all of it anew unless given. Bicubic interpolation of photographs by 4 has about 0.1.
+                model makes all of it anew unless given. Bicubic interpolation by 4 of the patches in
+                `experiments/photographs/super_resolution.yaml` has 0.125.
 
         Raises:
             InputError: A value is out of range, or is missing or idle beside the others.
@@ -132,7 +143,7 @@ class Image(Conditioner):
         if self.level_embedding is not None:
             embed = self.level_embedding(1000 * s).masked_fill(drop[:, None], 0)
         context, concat = (None, given) if self.tokens is None else (self.tokens(given), None)
-        mean = {} if self.residual is None else around(x, self.residual, drop)
+        mean = {} if self.residual is None else mean_parts(x, self.residual, drop)
         return Cond(concat, embed, context, **mean)
 
 
@@ -180,13 +191,11 @@ class MaskedImage(Conditioner):
 
     def forward(self, values: Tensor, drop: Tensor) -> Cond:
         mask = values[:, -1:].eq(255).float()
-        z = resized_known(from_uint8(values[:, :-1]), 1 - mask, self.size, self.resize)
+        z, some = resized_known(from_uint8(values[:, :-1]), 1 - mask, self.size, self.resize)
         mask = resized(mask, self.size, "nearest")
-        known = 1 - mask
-        given = with_presence(torch.cat([z * known, mask], 1), drop)  # [B, C + 2, H, W]
-        if self.residual is None:
-            return Cond(concat=given)
-        return Cond(concat=given, **around(nearby(z * known, known), self.residual, drop))
+        z, known = z * (1 - mask), some & (mask == 0)
+        mean = {} if self.residual is None else mean_parts(nearby(z, known), self.residual, drop)
+        return Cond(concat=with_presence(torch.cat([z, mask], 1), drop), **mean)
 
     def paste(self, values: Tensor, images: Tensor) -> Tensor:
         if values[:, :-1].shape != images.shape:
@@ -228,82 +237,3 @@ class ImageTokens(nn.Module):
         _, channels, height, width = squares.shape
         places = sincos_2d(height, width, channels, squares.device).to(squares.dtype)
         return self.norm(rearrange(squares, "b d h w -> b (h w) d") + places)
-
-
-def check_size(size: Sequence[int], channels: int) -> tuple[int, int]:
-    """Height and width; raises InputError unless they and the channels are positive."""
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(f"size must be [height, width], both positive: got {list(size)}")
-    if channels < 1:
-        raise InputError(f"channels must be at least 1: got {channels}")
-    return size[0], size[1]
-
-
-def check_maps(values: Any, channels: int, what: str) -> Tensor:
-    """Raise InputError unless values are uint8 [N, channels, h, w], of any size."""
-    if not isinstance(values, Tensor):
-        raise InputError(f"{what} must be a tensor, uint8 [N, {channels}, height, width]: got {type(values).__name__}")
-    if values.dtype != torch.uint8 or values.ndim != 4 or values.shape[1] != channels or 0 in values.shape[2:]:
-        got = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
-        raise InputError(f"{what} must be uint8 [N, {channels}, height, width], or channels another number: got {got}")
-    return values
-
-
-def resized(z: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
-    """z in [-1, 1] enlarged or reduced as Pillow does it: [B, K, h, w] -> [B, K, H, W], still in [-1, 1]."""
-    if z.shape[2:] == size:
-        return z
-    if resize == "nearest":
-        return F.interpolate(z, size, mode="nearest-exact")
-    return F.interpolate(z, size, mode=resize, antialias=True).clamp(-1, 1)
-
-
-def resized_known(z: Tensor, known: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
-    """The same of what is known alone: each pixel is a mean of known ones, so that no hole darkens what is beside it.
-
-    Args:
-        z: [B, K, h, w].
-        known: [B, 1, h, w], 1 where z is known and 0 elsewhere.
-        size: H and W.
-        resize: How.
-    """
-    if z.shape[2:] == size:
-        return z * known
-    options = {"mode": "nearest-exact"} if resize == "nearest" else {"mode": resize, "antialias": True}
-    joined, weight = (F.interpolate(each, size, **options) for each in (z * known, known))
-    return torch.where(weight > 0.05, joined / weight.clamp(min=0.05), 0).clamp(-1, 1)
-
-
-def nearby(z: Tensor, known: Tensor) -> Tensor:
-    """z with what is unknown filled from what is known about it: [B, K, H, W].
-
-    The image is halved until nothing is unknown, each pixel the mean of the known ones below it, and what is unknown is
-    then taken from the image of half the size, enlarged; this is the push and pull of the Lumigraph (Gortler et al.
-    1996, section 3.4).
-
-    Args:
-        z: [B, K, H, W], 0 where unknown.
-        known: [B, 1, H, W], 1 where z is known and 0 elsewhere.
-    """
-    if max(z.shape[2:]) == 1:
-        return z
-    joined, weight = (F.avg_pool2d(each, 2, ceil_mode=True) for each in (z, known))
-    coarse = nearby(joined / weight.clamp(min=0.25), (weight > 0).float())
-    return torch.where(known > 0, z, F.interpolate(coarse, z.shape[2:], mode="bilinear"))
-
-
-def check_residual_deviation(residual: float | None) -> None:
-    """Raise InputError for a deviation that is not positive."""
-    if residual is not None and not 0 < residual < math.inf:
-        raise InputError(f"residual, a deviation, must be positive: got {residual}")
-
-
-def around(z: Tensor, residual: float, drop: Tensor) -> dict[str, Tensor]:
-    """The mean z [B, C, H, W] and its deviation as parts of a `Cond`; 0 and 1, which is no mean, where drop is true."""
-    drop = drop[:, None, None, None]
-    return {"mean": z.masked_fill(drop, 0), "deviation": torch.where(drop, 1.0, residual)}
-
-
-def with_presence(z: Tensor, drop: Tensor) -> Tensor:
-    """z [B, K, H, W] and a channel of ones; zeros throughout where drop [B] is true: [B, K + 1, H, W]."""
-    return torch.cat([z, torch.ones_like(z[:, :1])], 1).masked_fill(drop[:, None, None, None], 0)

@@ -37,7 +37,8 @@ class Guided:
 
     Scale 1 is conditional sampling and 0 unconditional; each costs one evaluation of B samples instead of 2 B. The
     paper's w is scale - 1, and so is that of codes that write cond + w (cond - null). Because an estimate is affine
-    in the network's output, guiding x0 and eps is guiding the output, in every channel.
+    in the network's output, guiding x0 and eps is guiding the output, in every channel; around a mean, which cond and
+    null have each their own, it is guiding the image.
 
     With a scale for each of N conditions it is null + sum_i scale_i (cond_i - null), where cond_i has condition i alone
     (the conjunction of arXiv 2206.01714), in a batch of N + 1 parts less those of scale 0.

@@ -51,7 +51,8 @@ class Rescale(Guidance):
     """The guided output drawn back to the deviation of the unguided one, against overexposure.
 
     phi output std(unguided) / std(output) + (1 - phi) output, for the network's output in its own space and with the
-    deviation of each image over all its values (arXiv 2305.08891, eqs. 15 and 16).
+    deviation of each image over all its values (arXiv 2305.08891, eqs. 15 and 16). Where a condition gives a mean, the
+    output is taken for what it would be without, that of the whole image.
     """
 
     def __init__(self, phi: float = 0.7) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 import diffusion_lab
 from diffusion_lab import EfficientNetLite0, Inpainting, SuperResolution, Unconditional
-from diffusion_lab.conditions.image import nearby
+from diffusion_lab.conditions.maps import nearby
 from diffusion_lab.data.draws import Draws
 from diffusion_lab.data_config import build_data, read_config
 from diffusion_lab.images import grid, write_png
@@ -72,7 +72,7 @@ def filled_with_mean(batch: dict[str, Tensor]) -> Tensor:
 def filled_from_nearby(batch: dict[str, Tensor]) -> Tensor:
     """The hole in the colours of what is known about it."""
     known, hole = batch["masked"][:, :-1], batch["masked"][:, -1:] == 255
-    return torch.where(hole, to_uint8(nearby(from_uint8(known) * ~hole, (~hole).float())), known)
+    return torch.where(hole, to_uint8(nearby(from_uint8(known) * ~hole, ~hole)), known)
 
 
 def consistency(data: Unconditional, batch: dict[str, Tensor], made: Tensor) -> str:
