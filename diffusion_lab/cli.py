@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from diffusion_lab import __version__
+from diffusion_lab.allocator import keep_freed_memory
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.sample_cli import add_sample, sample
 
@@ -53,6 +54,7 @@ def main() -> None:
 def run() -> None:
     """Run the command in `sys.argv`; raises InputError for bad input."""
     arguments = sys.argv[1:]
+    keep_freed_memory()
     sys.path.append(str(Path.cwd()))  # so that a config can name a class in a file beside it
     if arguments and arguments[0] in TRAINING:
         from diffusion_lab.training_cli import run_training
