@@ -1,7 +1,7 @@
 """Counts how many captions a text-to-image model of single shapes obeys, on combinations that it never saw.
 
 Command:   python experiments/shapes/evaluate_captions.py [checkpoints/shapes] [--picture PNG]
-Hardware:  one CPU core, about 7 minutes.
+Hardware:  two CPU cores, about 5 minutes.
 Prints:    a Markdown table over guidance scales: the share of captions that hold of the image made for them, as the
            reader of Shapes finds them, mean and deviation over three seeds of one image for each combination; for those
            held out of training, and for as many that were not. Then the share of real scenes that it reads aright.
