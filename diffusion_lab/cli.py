@@ -25,6 +25,7 @@ OTHERS = {
     "data": "show a batch of a config's data as the model will see it",
     "autoencoder": "fit or validate an autoencoder, for latent diffusion",
     "latents": "compute the latents of a data set once, to train on",
+    "stats": "make reference statistics of real images, for distances",
     "sample": "generate images from a checkpoint",
 }
 
@@ -60,6 +61,11 @@ def run() -> None:
         from diffusion_lab.training_cli import run_training
 
         run_training(arguments)
+        return
+    if arguments and arguments[0] == "stats":
+        from diffusion_lab.stats_cli import run_stats
+
+        run_stats(arguments[1:] or ["--help"])
         return
     if arguments and arguments[0] == "autoencoder":
         from diffusion_lab.training_cli import AutoencoderCLI, run_training

@@ -5,7 +5,7 @@ It needs no Lightning, whose import takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def generate(
     mask: Tensor | None = None,
     filling: RePaint | str | None = None,
     batch_size: int = 256,
-    progress: str | None = None,
+    progress: str | Callable[[], None] | None = None,
 ) -> Tensor:
     """Generate images, as uint8 [N, C, H, W] on the denoiser's device.
 
@@ -74,7 +74,7 @@ def generate(
         filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; unless given "replacement",
             or, for a model with a `MaskedImage` condition that is not given, by that condition.
         batch_size: How many images are in memory at once.
-        progress: The label of a progress bar; none unless given.
+        progress: The label of a progress bar, or what moves one by a step; none unless given.
 
     Raises:
         InputError: A value is out of range, or the number of images is not clear.

@@ -37,8 +37,14 @@ class Watch:
 
 
 @contextmanager
-def progress_bar(label: str | None, total: int) -> Iterator[Callable[[], None]]:
-    """A bar that vanishes when done, or nothing without a label; gives what moves it by one."""
+def progress_bar(label: str | Callable[[], None] | None, total: int) -> Iterator[Callable[[], None]]:
+    """A bar that vanishes when done, or nothing without a label; gives what moves it by one.
+
+    What moves a bar that is there already may stand for the label.
+    """
+    if callable(label):
+        yield label
+        return
     console = get_console()  # the one that Lightning's bars use, so that both can be shown at once
     if label is None or not (console.is_terminal or console.is_jupyter):  # a log file has no use for a bar
         yield lambda: None

@@ -25,6 +25,6 @@ class ClassConditional(Unconditional):
         names = self.part("all").class_names
         return [names[label] if names else str(label) for label in batch["labels"].tolist()]
 
-    def conditions(self, count: int) -> dict[str, Tensor]:
+    def asked(self, count: int, indices: Tensor) -> Batch:
         """The classes in turn: 0, 1, ..., and again from 0."""
-        return {"labels": torch.arange(count) % self.part("all").num_classes}
+        return {"labels": indices % self.part("all").num_classes}

@@ -101,6 +101,9 @@ class Latents(Unconditional):
     def words(self, batch: Batch) -> list[str]:
         return self.data.words(batch)
 
+    def asked(self, count: int, indices: Tensor) -> Batch:
+        return self.data.asked(count, indices)
+
     def conditions(self, count: int) -> dict[str, Tensor]:
         return self.data.conditions(count)
 

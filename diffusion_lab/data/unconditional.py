@@ -133,12 +133,20 @@ class Unconditional(Configurable, LightningDataModule):
         """The images of a split at `indices` [B] and their conditions, as validation has them."""
         return self.prepare(self._rows(split).__getitems__(indices.tolist()))
 
+    def asked(self, count: int, indices: Tensor) -> Batch:
+        """What `count` generated images are made of, for those at `indices` [B] of them.
+
+        These are conditions of held-out images, as `spread` has them, and where they are made of images, these too.
+        """
+        places = self.spread(count)[indices]
+        if self.derives:
+            return self.batch("validation", places)
+        rows = self._rows("validation")
+        return {name: column[places] for name, column in rows.columns.items()} | {"index": rows.images.rows[places]}
+
     def conditions(self, count: int) -> dict[str, Tensor]:
-        """A value of each condition for `count` generated images: those of held-out images, as `spread` has them."""
-        indices = self.spread(count)
-        if not self.derives:
-            return {name: column[indices] for name, column in self._rows("validation").columns.items()}
-        parts = [self.batch("validation", part) for part in indices.split(AT_ONCE)]
+        """A value of each condition for `count` generated images."""
+        parts = [self.asked(count, part) for part in torch.arange(count).split(AT_ONCE)]
         return {name: torch.cat([part[name] for part in parts]) for name in self.gives}
 
     def spread(self, count: int) -> Tensor:

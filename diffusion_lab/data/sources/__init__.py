@@ -4,6 +4,7 @@ from diffusion_lab.data.sources.base import Images, Pixels, Source
 from diffusion_lab.data.sources.emoji import Emoji
 from diffusion_lab.data.sources.fashion_mnist import FashionMNIST
 from diffusion_lab.data.sources.hugging_face import HuggingFace
+from diffusion_lab.data.sources.image_archive import ImageArchive
 from diffusion_lab.data.sources.image_folder import ImageFolder
 from diffusion_lab.data.sources.scikit_learn import Digits, Photographs
 from diffusion_lab.data.sources.shapes import Shapes
@@ -23,6 +24,7 @@ __all__ = [
     "FashionMNIST",
     "Flowers102",
     "HuggingFace",
+    "ImageArchive",
     "ImageFolder",
     "ImageNet",
     "Images",
