@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         FashionMNIST,
         Flowers102,
         HuggingFace,
+        ImageArchive,
         ImageFolder,
         ImageNet,
         Photographs,
@@ -67,7 +68,15 @@ if TYPE_CHECKING:
         TarShards,
     )
     from diffusion_lab.denoiser import Denoiser
-    from diffusion_lab.densities import Density, LogitNormal, LogNormal, LossSecondMoment, StratifiedUniform, Uniform
+    from diffusion_lab.densities import (
+        Density,
+        LogitNormal,
+        LogNormal,
+        LossSecondMoment,
+        PureNoise,
+        StratifiedUniform,
+        Uniform,
+    )
     from diffusion_lab.ema import EMA
     from diffusion_lab.errors import InputError
     from diffusion_lab.generate import generate
@@ -139,6 +148,7 @@ if TYPE_CHECKING:
         TruncatedSNRWeighting,
         UncertaintyWeighting,
         UniformWeighting,
+        VelocityWeighting,
         VLBWeighting,
         Weighting,
         X0Weighting,
@@ -186,6 +196,7 @@ _HOMES = {
         "FashionMNIST",
         "Flowers102",
         "HuggingFace",
+        "ImageArchive",
         "ImageFolder",
         "ImageNet",
         "MNIST",
@@ -196,7 +207,15 @@ _HOMES = {
         "TarShards",
     ],
     "denoiser": ["Denoiser"],
-    "densities": ["Density", "LogNormal", "LogitNormal", "LossSecondMoment", "StratifiedUniform", "Uniform"],
+    "densities": [
+        "Density",
+        "LogNormal",
+        "LogitNormal",
+        "LossSecondMoment",
+        "PureNoise",
+        "StratifiedUniform",
+        "Uniform",
+    ],
     "ema": ["EMA"],
     "errors": ["InputError"],
     "generate": ["generate"],
@@ -269,6 +288,7 @@ _HOMES = {
         "UncertaintyWeighting",
         "UniformWeighting",
         "VLBWeighting",
+        "VelocityWeighting",
         "Weighting",
         "X0Weighting",
     ],

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from diffusion_lab.configurable import unrecorded
+from diffusion_lab.configurable import build, unrecorded
 from diffusion_lab.errors import InputError, unknown
 from diffusion_lab.files import atomic_folder, check_writable, read_json
 from diffusion_lab.pipeline import CONDITIONS, NETWORK, Pipeline
@@ -44,6 +44,37 @@ def load(path: str | Path, weights: Weights = "ema", trust: bool = False) -> Pip
     if path.is_file():
         return _load_lightning(path, weights, trust)
     raise InputError(f"no checkpoint at {path}: give a folder that fit or save wrote, or a Lightning .ckpt")
+
+
+def load_module(path: str | Path, trust: bool = False) -> DiffusionModule:
+    """Rebuild the module of a checkpoint, to be validated: its optimizer is left out.
+
+    Of a folder, which has averaged weights alone, they stand for the raw ones too.
+
+    Args:
+        path: A folder that `fit` or `save` wrote, or a Lightning `.ckpt`.
+        trust: Import and run classes from outside diffusion_lab and torch.nn that the checkpoint names.
+
+    Raises:
+        InputError: There is no such checkpoint, it is truncated, or it is something else.
+    """
+    from diffusion_lab.module import DiffusionModule
+
+    path = Path(path)
+    pipe = load(path, trust=trust)
+    arguments = {k: v for k, v in pipe.config["init_args"].items() if k not in ("optimizer", "lr_scheduler")}
+    module = build({**pipe.config, "init_args": arguments}, trust)
+    if not isinstance(module, DiffusionModule):
+        raise InputError(f"{path} is the checkpoint of a {pipe.config['class_path']}: give one of a DiffusionModule")
+    if path.is_dir():
+        for weights in ("ema", "raw"):
+            Pipeline(module, weights).load_state_dict(pipe.state_dict(), path)
+    else:
+        checkpoint = read_lightning_checkpoint(path)
+        module.load_state_dict(checkpoint["state_dict"])
+        module.on_load_checkpoint(checkpoint)
+    module.measured = pipe.measured
+    return module
 
 
 def _load_folder(path: Path, weights: str, trust: bool) -> Pipeline:

@@ -25,6 +25,8 @@ OTHERS = {
     "data": "show a batch of a config's data as the model will see it",
     "autoencoder": "fit or validate an autoencoder, for latent diffusion",
     "latents": "compute the latents of a data set once, to train on",
+    "classifier": "train a classifier on a data set, to measure what is made of it",
+    "table": "regenerate a table of a paper, or list them",
     "stats": "make reference statistics of real images, for distances",
     "sample": "generate images from a checkpoint",
 }
@@ -81,6 +83,14 @@ def run() -> None:
         from diffusion_lab.latents_cli import run_latents
 
         run_latents(options)
+    elif options.command == "classifier":
+        from diffusion_lab.classifier_cli import run_classifier
+
+        run_classifier(options)
+    elif options.command == "table":
+        from diffusion_lab.table_cli import run_table
+
+        run_table(options)
     elif options.command == "data":
         from diffusion_lab.data_cli import run_data
 
@@ -100,7 +110,7 @@ def top_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)
-    adders = {"data": add_data, "latents": add_latents, "sample": add_sample}
+    adders = {"table": add_table, "data": add_data, "latents": add_latents, "classifier": add_classifier, "sample": add_sample}
     for name, text in OTHERS.items():
         inner = commands.add_parser(name, help=text)
         if name in adders:
@@ -131,6 +141,22 @@ def add_latents(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace latents at --output")
 
 
+def add_classifier(parser: argparse.ArgumentParser) -> None:
+    """The options of `classifier`."""
+    parser.description = (
+        "Train a small classifier on the images and labels of a config of fit, and test it on those held out. "
+        "diffusion_lab.Classifier reads its folder: features for distances and class scores where no published network "
+        "has seen such images. Of the config only data is read."
+    )
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="YAML", help="a config of fit")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="where it is written")
+    add("--epochs", type=int, default=20, metavar="N", help="passes over the training images; 20 unless given")
+    add("--seed", type=int, default=0, metavar="S", help="of weights, order and augmentation; 0 unless given")
+    add("--device", help="cpu, cuda or mps; a GPU where there is one, unless given")
+    add("--overwrite", action="store_true", help="replace a model at --output")
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options of `data`."""
     parser.description = (
@@ -143,3 +169,21 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--epoch", type=int, default=0, metavar="N", help="the training epoch whose beginning is shown; 0 unless given")
     add("--count", type=int, default=16, metavar="N", help="images in the picture; 16 unless given")
     add("--output", type=Path, default=Path("batch.png"), metavar="PNG", help="the picture; batch.png unless given")
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """The options of `table`."""
+    parser.description = (
+        "Regenerate a table of a paper: train and measure what its rows need, and print and write the numbers beside the "
+        "paper's. What is finished is kept, and a run that was stopped goes on; the same command on other machines with "
+        "the same folder helps. Without a table, list those there are."
+    )
+    add = parser.add_argument
+    add("table", type=Path, nargs="?", metavar="YAML", help="a table of experiments/tables")
+    add("--edition", metavar="NAME", help="at which scale, such as digits or cifar10; the table's first unless given")
+    add("--work", type=Path, metavar="FOLDER", help="runs and scores; logs/tables/TABLE_EDITION unless given")
+    add("--results", type=Path, metavar="FOLDER", help="Markdown, CSV and plot; results beside the table unless given")
+    add("--devices", type=int, metavar="N", help="processes that share the work; one for each GPU, or one, unless given")
+    add("--plan", action="store_true", help="print what is to be run, and run nothing")
+    add("--folder", type=Path, default=Path("experiments/tables"), help="whose tables are listed")
+    add("--worker", action="store_true", help=argparse.SUPPRESS)

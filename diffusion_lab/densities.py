@@ -65,6 +65,19 @@ class StratifiedUniform(Uniform):
         return 1 - (_rand(1, generator) + even) % 1
 
 
+class PureNoise(Density):
+    """t = 1 always: under X0 the network is a regression, whose single step gives the mean of x0 given the conditions.
+
+    It is what super-resolution by diffusion is compared with (SR3, arXiv 2104.07636, section 4).
+    """
+
+    def draw(self, schedule: NoiseSchedule, batch_size: int, generator: torch.Generator) -> Tensor:
+        return torch.ones(batch_size, device=generator.device)
+
+    def pdf(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+        return torch.where(t == 1, math.inf, 0.0)  # all of it in one point
+
+
 class LogNormal(Density):
     """ln(sigma_data sigma / alpha) ~ N(p_mean, p_std^2): EDM's ln sigma (arXiv 2206.00364, Table 1).
 

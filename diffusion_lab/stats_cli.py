@@ -31,14 +31,15 @@ too, and --images the images themselves as guided-diffusion's evaluator reads th
 
 def run_stats(arguments: list[str]) -> None:
     """Make, keep and write the statistics that the arguments of `stats` ask for; raises InputError for bad input."""
-    options = parser().parse_args(with_data(arguments))
+    made = parser()
+    options = made.parse_args(with_data(arguments))
     for path in (options.output, options.images):
         check_target(path, options.overwrite)
     if options.keep < 0 or options.batch_size < 1:
         raise InputError(f"--keep is at least 0 and --batch_size 1: got {options.keep} and {options.batch_size}")
     seed_everything(0, verbose=False)
     try:
-        built = parser().instantiate_classes(options)
+        built = made.instantiate(options)
     except InputError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:

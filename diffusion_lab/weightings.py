@@ -108,6 +108,19 @@ class EDMWeighting(X0Weighting):
         return schedule.log_snr(t).exp() + 1
 
 
+class VelocityWeighting(X0Weighting):
+    """The squared error of the velocity dx_t/dt = alpha' x0 + sigma' eps: flow matching's loss on any path.
+
+    With alpha' sigma - sigma' alpha = alpha sigma (log SNR)' / 2, w_x0 = (alpha (log SNR)' / 2)^2 (arXiv 2210.02747,
+    eq. 21; SiT's velocity objective, arXiv 2401.08740, section 3.2). It is the uniform weighting of FLOW on
+    `FlowSchedule()`, and 1 / t^2 there.
+    """
+
+    def of_x0(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
+        alpha, _ = schedule(t)
+        return (alpha * schedule.log_snr_slope(t) / 2) ** 2
+
+
 class MinSNRWeighting(X0Weighting):
     """w_x0 = min(SNR, gamma) (arXiv 2303.09556, section 3.4)."""
 

@@ -178,9 +178,12 @@ def test_any_module_is_an_extractor_and_its_weights_stay_out_of_checkpoints(tmp_
 
 
 def test_what_cannot_work_fails_before_training(tmp_path: Path) -> None:
-    for options in ({"samples": 1}, {"floor_splits": 0}, {"batch_size": 0}):
-        with pytest.raises(InputError, match="samples >= 2, floor_splits >= 1 and batch_size >= 1"):
+    for options in ({"samples": 1}, {"floor_splits": -1}, {"batch_size": 0}, {"keep": 1}, {"final_samples": 1}):
+        with pytest.raises(InputError, match="at least 2, batch_size >= 1 and floor_splits >= 0"):
             small(**options)
+    for budget in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="time_budget must be a number of seconds above 0"):
+            small(time_budget=budget)
     with pytest.raises(InputError, match="unknown sampler 'ddimm'"):
         small(sampler="ddimm")
     module = tiny_module()

@@ -8,7 +8,9 @@ from oracles import PAIRS, SCHEDULES, pairs
 from torch.distributions import Normal, kl_divergence
 
 from diffusion_lab import (
+    CosineSchedule,
     EDMWeighting,
+    FlowSchedule,
     HybridWeighting,
     InputError,
     MinSNRWeighting,
@@ -22,6 +24,7 @@ from diffusion_lab import (
     TruncatedSNRWeighting,
     UncertaintyWeighting,
     UniformWeighting,
+    VelocityWeighting,
     VLBWeighting,
     Weighting,
 )
@@ -202,3 +205,23 @@ def test_bad_arguments_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=message):
             make()
+
+
+@pytest.mark.parametrize("schedule", [FlowSchedule(), CosineSchedule(1.0, None, None), CosineSchedule()])
+@pytest.mark.parametrize("prediction", [Prediction.V, Prediction.X0, Prediction.FLOW])
+def test_velocity_weighting_is_the_error_of_the_paths_derivative(prediction: Prediction, schedule: NoiseSchedule) -> None:
+    """A wrong x0 at a given x_t, and what it makes of alpha' x0 + sigma' eps by finite differences."""
+    t = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
+    step = 1e-6
+    (alpha, sigma), (after, before) = schedule(t), (schedule(t + step), schedule(t - step))
+    alpha_slope, sigma_slope = ((a - b) / (2 * step) for a, b in zip(after, before, strict=True))
+    wrong = torch.randn(len(t), dtype=torch.float64)
+    velocity = alpha_slope * wrong + sigma_slope * (-alpha / sigma * wrong)
+    output = prediction.system(schedule, t).target(wrong, -alpha / sigma * wrong)
+    cost = VelocityWeighting()(schedule, t, prediction) * output**2
+    torch.testing.assert_close(cost, velocity**2, rtol=1e-6, atol=1e-9)
+
+
+def test_velocity_weighting_of_flow_is_uniform() -> None:
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    torch.testing.assert_close(VelocityWeighting()(FlowSchedule(), t, Prediction.FLOW), torch.ones_like(t))

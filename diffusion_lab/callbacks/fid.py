@@ -343,7 +343,7 @@ class FIDCallback(Samples):
             logits = logits_of(self.extractor, data)
         if any(metric.classes for metric in self.set_metrics):
             classes = data.part("all").num_classes
-            if classes == 0 or "labels" not in data.gives:
+            if classes == 0 or "labels" not in data.origin.gives:
                 raise InputError("a distance within each class needs a ClassConditional DataModule: leave the metric out")
         keep = self.keep if logits or any(metric.samples for metric in self.set_metrics) else 0
         return Needs(keep, logits, classes)

@@ -6,20 +6,13 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data.loading import Batch
-from diffusion_lab.data.sources import Images
 from diffusion_lab.data.unconditional import Unconditional
-from diffusion_lab.errors import InputError
 
 
 class ClassConditional(Unconditional):
     """Batches with "labels", int64 [B]; otherwise as `Unconditional`."""
 
     gives = ("labels",)
-
-    def columns(self, images: Images) -> Batch:
-        if images.labels is None:
-            raise InputError(f"{type(self.source).__name__} has no class labels: use Unconditional with it")
-        return {"labels": images.labels}
 
     def words(self, batch: Batch) -> list[str]:
         names = self.part("all").class_names

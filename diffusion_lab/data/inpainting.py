@@ -25,14 +25,17 @@ class Inpainting(Unconditional):
 
     gives = ("masked",)
 
-    def __init__(self, source: Source, mask: Mask | None = None, **options: Any) -> None:
+    def __init__(self, source: Source, mask: Mask | None = None, labels: bool = False, **options: Any) -> None:
         """
         Args:
             source: Where the images come from.
             mask: What is to be filled; `FreeForm` strokes over 10% to 50% of an image unless given.
+            labels: Give the class of each image too, as "labels".
             options: Those of Unconditional.
         """
         super().__init__(source, **options)
+        if labels:
+            self.gives = (*self.gives, "labels")
         self.mask = mask or FreeForm()
 
     def derive(self, images: Tensor, draws: Draws) -> Batch:

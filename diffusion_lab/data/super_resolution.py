@@ -22,14 +22,17 @@ class SuperResolution(Unconditional):
 
     gives = ("low",)
 
-    def __init__(self, source: Source, degradation: Degradation | None = None, **options: Any) -> None:
+    def __init__(self, source: Source, degradation: Degradation | None = None, labels: bool = False, **options: Any) -> None:
         """
         Args:
             source: Where the images come from.
             degradation: What makes an image small: `Downsample`, by a factor of 4 unless given, or `RealESRGAN`.
+            labels: Give the class of each image too, as "labels".
             options: Those of Unconditional.
         """
         super().__init__(source, **options)
+        if labels:
+            self.gives = (*self.gives, "labels")
         self.degradation = degradation or Downsample(4)
 
     def derive(self, images: Tensor, draws: Draws) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -37,7 +37,7 @@ class Unconditional(Configurable, LightningDataModule):
         gives: The keys of a batch that are conditions.
     """
 
-    gives: ClassVar[tuple[str, ...]] = ()
+    gives: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Unconditional(Configurable, LightningDataModule):
 
     def columns(self, images: Images) -> Batch:
         """The annotations that are conditions, a row for each image."""
-        return {}
+        return {"labels": self._labels(images)} if "labels" in self.gives else {}
 
     def derive(self, images: Tensor, draws: Draws) -> Batch:
         """The conditions that are made of the images, uint8 [B, C, H, W], on their device."""
@@ -192,6 +192,11 @@ class Unconditional(Configurable, LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._held_out()
+
+    def _labels(self, images: Images) -> Tensor:
+        if images.labels is None:
+            raise InputError(f"{type(self.source).__name__} has no class labels: use Unconditional with it, or leave out data.labels")
+        return images.labels
 
     def _check_batch_size(self, images: int) -> None:
         if self.batch_size > images:

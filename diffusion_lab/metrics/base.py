@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.configurable import Configurable
+from diffusion_lab.errors import InputError
 from diffusion_lab.metrics.features import Features
 
 if TYPE_CHECKING:  # which imports Lightning
@@ -56,6 +57,9 @@ class ImageMetric(Configurable, ABC):
 
     names: ClassVar[tuple[str, ...]]
 
+    def __init__(self) -> None:
+        """Nothing, for metrics that have no arguments."""
+
     def begin(self, data: Unconditional, device: torch.device) -> None:
         """Get ready for images that are made of this data's conditions.
 
@@ -73,8 +77,32 @@ class ImageMetric(Configurable, ABC):
         """
 
     def pictures(self) -> dict[str, Tensor]:
-        """What there is to look at after the last image, uint8 [C, H, W] by name; called on every rank."""
+        """What there is to look at after the last image, uint8 [C, H, W] by name; called on every rank.
+
+        What is looked at next is of the images that are judged from then on.
+        """
         return {}
+
+    def facts(self) -> dict[str, float]:
+        """Numbers of the data alone, known once it has begun, that are reported beside the means."""
+        return {}
+
+
+def first_asked(data: Unconditional, key: str, need: str) -> Batch:
+    """What the first generated image is made of.
+
+    Args:
+        data: Says what is asked for.
+        key: What that must have.
+        need: Which metric needs what, for the error.
+
+    Raises:
+        InputError: It has no such key.
+    """
+    asked = data.asked(1, torch.zeros(1, dtype=torch.int64))
+    if key not in asked:
+        raise InputError(f"{need}, and {type(data).__name__} gives none: leave the metric out, or use data that do")
+    return asked
 
 
 def move(extractor: nn.Module, device: torch.device) -> nn.Module:

@@ -25,7 +25,7 @@ class Features:
         sample: The features of some of them, [M, D], in the order of their indices; all of them where they are few.
         indices: Which these are, int64 [M].
         logits: Their class scores, [M, K], where they were asked for.
-        classes: A Gaussian for each class by its label, where they were asked for.
+        classes: A Gaussian for each class of at least two images by its label, where they were asked for.
     """
 
     gaussian: Gaussian
@@ -43,8 +43,8 @@ class Features:
 class FeatureSample(Metric):
     """The rows of `capacity` images, chosen at random by their index alone: those whose hashes are least.
 
-    So the choice is the same for any batch size, order and number of ranks, however uneven their shares, and of a set of
-    at most that many it is the whole.
+    So the choice is the same for any batch size, order and number of ranks, however uneven their shares, and of a set
+    of at most that many it is the whole.
     """
 
     full_state_update = False
@@ -83,6 +83,14 @@ class FeatureSample(Metric):
         return self.rows.flatten(0, -2)[chosen], indices[chosen]
 
 
+class ClassGaussian(FeatureGaussian):
+    """Gathers the Gaussian of a class, which may have no images."""
+
+    def compute(self) -> Gaussian | None:  # type: ignore[override]  # each rank must come here, so it must not raise
+        """The Gaussian; None of fewer than two images."""
+        return super().compute() if int(self.count) >= 2 else None
+
+
 class FeatureGatherer:
     """Gathers `Features` from batches, on any device and over any number of ranks."""
 
@@ -101,7 +109,9 @@ class FeatureGatherer:
         self.width = len(origin)
         self.gaussian = FeatureGaussian(origin).to(device)
         self.sample = FeatureSample(self.width + logits, keep).to(device) if keep else None
-        self.classes = [FeatureGaussian(origin).to(device) for _ in range(classes)]
+        self.classes = [ClassGaussian(origin).to(device) for _ in range(classes)]
+        for gaussian in self.classes:  # for a rank may have no image of a class, of which torchmetrics would warn
+            gaussian.update(torch.zeros(0, self.width, device=device))
 
     def update(
         self, features: Tensor, indices: Tensor, logits: Tensor | None = None, labels: Tensor | None = None
@@ -129,13 +139,13 @@ class FeatureGatherer:
             rows[:, : self.width],
             indices,
             rows[:, self.width :] if rows.shape[1] > self.width else None,
-            {label: gaussian.compute() for label, gaussian in enumerate(self.classes)} or None,
+            {label: found for label, each in enumerate(self.classes) if (found := each.compute())} or None,
         )
 
 
 def hashed_indices(indices: Tensor) -> Tensor:
-    """A pseudo-random order of indices, int64 [B] from 0: the finaliser of splitmix64, without its top bit."""
-    x = indices.long() * -7046029254386353131
+    """A pseudo-random order of indices, int64 [B] from 0: the outputs of splitmix64 from 0, without their top bit."""
+    x = (indices.long() + 1) * -7046029254386353131
     x = (x ^ _shifted(x, 30)) * -4658895280553007687
     x = (x ^ _shifted(x, 27)) * -7723592293110705685
     return (x ^ _shifted(x, 31)) & LAST
