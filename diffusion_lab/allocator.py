@@ -12,9 +12,9 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed for what is asked for next; whether it could be told so.
 
     glibc gives large blocks back to the system at once. The activations of a step are such blocks, and each of their
-    pages is then had anew, and zeroed, at the next step: one of a U-Net of `experiments/photographs` takes 0.43 s in one
-    thread where it is so, and 0.36 s where memory is kept (medians of three interleaved runs of each). A process then
-    holds the most that it ever needed. Other C libraries have no such setting.
+    pages is then had anew, and zeroed, at the next step: one of a U-Net of `experiments/photographs` takes 0.43 s in
+    one thread where it is so, and 0.36 s where memory is kept (medians of three interleaved runs of each). A process
+    then holds the most that it ever needed. Other C libraries have no such setting.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

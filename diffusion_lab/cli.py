@@ -110,7 +110,13 @@ def top_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)
-    adders = {"table": add_table, "data": add_data, "latents": add_latents, "classifier": add_classifier, "sample": add_sample}
+    adders = {
+        "data": add_data,
+        "latents": add_latents,
+        "classifier": add_classifier,
+        "table": add_table,
+        "sample": add_sample,
+    }
     for name, text in OTHERS.items():
         inner = commands.add_parser(name, help=text)
         if name in adders:
@@ -174,16 +180,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def add_table(parser: argparse.ArgumentParser) -> None:
     """The options of `table`."""
     parser.description = (
-        "Regenerate a table of a paper: train and measure what its rows need, and print and write the numbers beside the "
-        "paper's. What is finished is kept, and a run that was stopped goes on; the same command on other machines with "
-        "the same folder helps. Without a table, list those there are."
+        "Regenerate a table of a paper: train and measure what its rows need, and print and write the numbers beside "
+        "the paper's. What is finished is kept, and a run that was stopped goes on; the same command on other machines "
+        "with the same folder helps. Without a table, list those there are."
     )
     add = parser.add_argument
     add("table", type=Path, nargs="?", metavar="YAML", help="a table of experiments/tables")
     add("--edition", metavar="NAME", help="at which scale, such as digits or cifar10; the table's first unless given")
     add("--work", type=Path, metavar="FOLDER", help="runs and scores; logs/tables/TABLE_EDITION unless given")
     add("--results", type=Path, metavar="FOLDER", help="Markdown, CSV and plot; results beside the table unless given")
-    add("--devices", type=int, metavar="N", help="processes that share the work; one for each GPU, or one, unless given")
+    add("--devices", type=int, metavar="N", help="processes that share the work; one a GPU, or one, unless given")
     add("--plan", action="store_true", help="print what is to be run, and run nothing")
     add("--folder", type=Path, default=Path("experiments/tables"), help="whose tables are listed")
     add("--worker", action="store_true", help=argparse.SUPPRESS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def build_data(config: dict[str, Any], path: Path) -> Unconditional:
     parser = Parser(prog="diffusion-lab")
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     try:
-        data = parser.instantiate(parser.parse_object({"data": config["data"]})).data
+        # A copy, since parsing turns what it is given into objects of its own.
+        data = parser.instantiate(parser.parse_object({"data": deepcopy(config["data"])})).data
     except InputError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:

@@ -25,8 +25,8 @@ from diffusion_lab.training_cli import Parser
 
 DESCRIPTION = """Reference statistics of real images: the mean and the covariance of their features, with the factor
 that distances to them need, and the features of some of them. They are kept in the cache under the hash of images and
-extractor, where the FID callback finds them; --output writes them as an .npz, whose mu and sigma pytorch-fid and EDM read
-too, and --images the images themselves as guided-diffusion's evaluator reads them."""
+extractor, where the FID callback finds them; --output writes them as an .npz, whose mu and sigma pytorch-fid and EDM
+read too, and --images the images themselves as guided-diffusion's evaluator reads them."""
 
 
 def run_stats(arguments: list[str]) -> None:
@@ -112,7 +112,9 @@ def summary(reference: Reference, extractor: nn.Module) -> Table:
     protocol = extractor_protocol(extractor)
     table.add_row("images", f"{features.count:,} of {identity['split']}, {'x'.join(map(str, identity['shape']))}")
     table.add_row("sha256", identity["sha256"])
-    table.add_row("extractor", f"{protocol['name']}, {len(features.gaussian.mean)} features, resize {protocol['resize']}")
+    table.add_row(
+        "extractor", f"{protocol['name']}, {len(features.gaussian.mean)} features, resize {protocol['resize']}"
+    )
     table.add_row("weights sha256", protocol["weights_sha256"])
     table.add_row("kept features", f"{len(features.sample):,}")
     table.add_row("trace of the covariance", f"{float(features.gaussian.covariance.trace()):.4f}")

@@ -23,7 +23,7 @@ def test_accuracy_is_the_share_read_as_asked() -> None:
     with torch.no_grad():
         read = DigitClassifier().logits(batch["images"]).argmax(1)
     assert values.tolist() == [100.0 * hit for hit in (read == batch["labels"]).tolist()]
-    assert 95 < values.mean() < 100
+    assert values.mean() > 95
     others = metric(batch["images"], {"labels": (batch["labels"] + 1) % 10})["accuracy"]
     assert others.mean() < 5
 

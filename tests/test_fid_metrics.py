@@ -29,8 +29,8 @@ from diffusion_lab import (
     Inpainting,
     InputError,
     SuperResolution,
-    UNet,
     Unconditional,
+    UNet,
 )
 from diffusion_lab.images import write_png
 from diffusion_lab.metrics.reference import Needs, Ranks, References
@@ -52,7 +52,10 @@ def validate(
     callback: FIDCallback, folder: Path, module: DiffusionModule | None = None, data: Any = None, **options: Any
 ) -> dict[str, Any]:
     module = module or tiny_module()
-    trainer = Trainer(**{**QUIET, "logger": False, "limit_val_batches": 1, "default_root_dir": folder, **options}, callbacks=[callback])
+    trainer = Trainer(
+        **{**QUIET, "logger": False, "limit_val_batches": 1, "default_root_dir": folder, **options},
+        callbacks=[callback],
+    )
     trainer.validate(module, data or ClassConditional(Digits(), batch_size=64), verbose=False)
     assert module.measured is not None
     return {**module.measured, "logged": {name: float(value) for name, value in trainer.callback_metrics.items()}}
@@ -71,7 +74,14 @@ def test_metrics_are_of_the_same_images(tmp_path: Path) -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     kernel = kid_features_to_metric(
-        made, real, kid_subsets=5, kid_subset_size=30, rng_seed=2020, verbose=False, kid_kernel="poly", kid_kernel_poly_degree=3
+        made,
+        real,
+        kid_subsets=5,
+        kid_subset_size=30,
+        rng_seed=2020,
+        verbose=False,
+        kid_kernel="poly",
+        kid_kernel_poly_degree=3,
     )
     assert measured["metrics"]["kd"]["value"] == pytest.approx(kernel["kernel_inception_distance_mean"], abs=1e-6)
     with torch.no_grad():
@@ -138,7 +148,7 @@ def test_a_time_budget_ends_sampling_between_batches(tmp_path: Path, monkeypatch
         return sample(*arguments, **options)
 
     module.sample = slow  # type: ignore[method-assign]
-    monkeypatch.setattr("diffusion_lab.callbacks.fid.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("diffusion_lab.callbacks.generated.time.monotonic", lambda: clock[0])
     with pytest.warns(UserWarning, match="time budget of 25 s ended after 48 of 60 samples"):
         measured = validate(small(batch_size=16, time_budget=25.0), tmp_path, module)
     assert measured["key"] == "fd_digits_48"
@@ -215,14 +225,19 @@ def test_paired_metrics_compare_with_the_image_that_was_degraded(tmp_path: Path)
     batch = data.batch("validation", chosen)
     images = module.sample({"low": batch["low"]}, steps=3, seed=0)
     error = (images.double() - batch["images"].double()).square().mean((1, 2, 3))
-    assert measured["metrics"]["psnr"]["value"] == pytest.approx((10 * (255**2 / error).log10()).mean().item(), rel=1e-5)
+    assert measured["metrics"]["psnr"]["value"] == pytest.approx(
+        (10 * (255**2 / error).log10()).mean().item(), rel=1e-5
+    )
 
 
 def test_holes_are_filled_by_a_model_that_never_learned_to(tmp_path: Path) -> None:
     data = Inpainting(Digits(), Half("left"), labels=True, batch_size=64)
     module = tiny_module()
     measured = validate(
-        small(filling="repaint(jump_length=1, resamples=2)", metrics=["psnr", "known", "accuracy"]), tmp_path, module, data
+        small(filling="repaint(jump_length=1, resamples=2)", metrics=["psnr", "known", "accuracy"]),
+        tmp_path,
+        module,
+        data,
     )
     assert measured["metrics"]["known"]["value"] == 100
     assert measured["protocol"]["sampling"]["filling"]["class_path"].endswith("RePaint")
@@ -237,7 +252,9 @@ def test_holes_are_filled_by_a_model_that_never_learned_to(tmp_path: Path) -> No
     )
     hole = batch["masked"][:, -1:] == 255
     error = ((images.double() - batch["images"].double()).square() * hole).sum((1, 2, 3)) / hole.sum((1, 2, 3))
-    assert measured["metrics"]["psnr"]["value"] == pytest.approx((10 * (255**2 / error).log10()).mean().item(), rel=1e-5)
+    assert measured["metrics"]["psnr"]["value"] == pytest.approx(
+        (10 * (255**2 / error).log10()).mean().item(), rel=1e-5
+    )
     with pytest.raises(InputError, match="filling is for a model without a MaskedImage condition"):
         validate(small(filling="replacement"), tmp_path, module)
 

@@ -93,11 +93,17 @@ def test_the_interval_has_the_width_of_new_draws() -> None:
     assert np.mean(widths) / 3.92 == pytest.approx(np.std(values, ddof=1), rel=0.37)
 
 
-def test_interval_is_of_the_seed() -> None:
-    real, made = features(torch.randn(60, 4)), features(torch.randn(50, 4))
-    one = KernelDistance(5, 40, bootstrap=20)(real, made)
-    assert one == KernelDistance(5, 40, bootstrap=20)(real, made)
-    assert one != KernelDistance(5, 40, bootstrap=20, seed=1)(real, made)
+def test_the_interval_is_of_the_seed_and_not_of_the_subsets() -> None:
+    real, made = features(torch.randn(60, 4)), features(torch.randn(60, 4))
+
+    def width(subsets: int, size: int, seed: int) -> float:
+        score = KernelDistance(subsets, size, bootstrap=20, seed=seed)(real, made)["kd"]
+        assert score.low is not None
+        assert score.high is not None
+        return score.high - score.low
+
+    assert width(1, 60, 0) == pytest.approx(width(30, 10, 0), rel=1e-9)
+    assert width(1, 60, 0) != pytest.approx(width(1, 60, 1), rel=1e-3)
 
 
 def test_a_subset_larger_than_a_set_is_refused_before_it_is_drawn() -> None:

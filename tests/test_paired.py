@@ -49,7 +49,7 @@ def test_psnr_is_torchmetrics_of_each_image() -> None:
     real = levels(5, 3, 12, 10)
     made = torch.stack([near(image, reach) for image, reach in zip(real, (1, 5, 20, 80, 255), strict=True)])
     ours = PSNR()(made, {"images": real})["psnr"]
-    theirs = [peak_signal_noise_ratio(*(each[i].double() for each in (made, real)), data_range=255.0) for i in range(5)]
+    theirs = [peak_signal_noise_ratio(made[i].double(), real[i].double(), data_range=255.0) for i in range(5)]
     torch.testing.assert_close(ours.double(), torch.stack(theirs), rtol=1e-6, atol=0)
 
 
@@ -114,16 +114,14 @@ def alexnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lpips_is_torchmetrics_of_each_image(alexnet: None) -> None:
     metric = PerceptualDistance("alex")
-    data = SuperResolution(Photographs(), batch_size=16)
+    data = SuperResolution(Photographs(64), batch_size=4)
     metric.begin(data, CPU)
     batch = data.batch("validation", torch.arange(3))
     made = near(batch["images"], 80)
     ours = metric(made, batch)["lpips"]
     for i in range(3):
-        pair = (each[i : i + 1] / 127.5 - 1 for each in (made, batch["images"]))
-        assert ours[i].item() == pytest.approx(
-            learned_perceptual_image_patch_similarity(*pair, "alex").item(), rel=1e-5
-        )
+        a, b = (each[i : i + 1] / 127.5 - 1 for each in (made, batch["images"]))
+        assert ours[i].item() == pytest.approx(learned_perceptual_image_patch_similarity(a, b, "alex").item(), rel=1e-5)
     assert ours.min() > 0
     with pytest.raises(InputError, match=r"LPIPS with alex cannot see images of 8x8 \(.*: give another backbone"):
         metric.begin(enlarged(), CPU)
@@ -138,11 +136,11 @@ def test_what_was_degraded_is_consistent_with_itself_and_nothing_else(degradatio
     metric.begin(data, CPU)
     batch = data.batch("validation", torch.arange(8))
     assert metric(batch["images"], batch)["consistency"].tolist() == [0] * 8
-    assert metric(batch["images"].roll(1, 0), batch)["consistency"].min() > 100
+    assert metric(batch["images"].roll(1, 0), batch)["consistency"].min() > 5
 
 
 def test_consistency_is_the_error_at_low_resolution() -> None:
-    data = SuperResolution(Digits(), Downsample(2, "area"), batch_size=64)
+    data = SuperResolution(Digits(), Downsample(2, "box"), batch_size=64)
     metric = Consistency()
     metric.begin(data, CPU)
     batch = data.batch("validation", torch.arange(6))

@@ -8,7 +8,7 @@ import torch
 import yaml
 from commands import command
 
-from diffusion_lab import ClassConditional, DigitClassifier, Digits
+from diffusion_lab import ClassConditional, DigitClassifier, Digits, FIDCallback
 from diffusion_lab.metrics.reference import Needs, Ranks, References
 from diffusion_lab.metrics.statistics_file import read_statistics
 
@@ -60,15 +60,16 @@ def test_a_config_gives_its_data_and_the_callback_finds_what_was_made(
 ) -> None:
     config = {"data": {"class_path": "diffusion_lab.ClassConditional", "init_args": {"source": "diffusion_lab.Digits"}}}
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump({**config, "model": {"whatever": 1}}))
-    assert command(monkeypatch, "stats", "--config", tmp_path / "fit.yaml", *EXTRACTOR, "--keep", 0) == 0
+    assert command(monkeypatch, "stats", "--config", tmp_path / "fit.yaml", *EXTRACTOR) == 0
 
-    class Unused(DigitClassifier):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            raise AssertionError("the cache has it")
+    def unused(self: DigitClassifier, images: torch.Tensor) -> torch.Tensor:
+        assert len(images) == 1, "the cache has it, and a single image only says how many class scores there are"
+        return self.trunk(images.float())
 
-    Unused.__module__, Unused.__qualname__ = DigitClassifier.__module__, DigitClassifier.__qualname__
-    references = References(ClassConditional(Digits()), Unused(), Ranks(torch.device("cpu")))
-    assert references.read("train", Needs()).features.count == 1437
+    monkeypatch.setattr(DigitClassifier, "forward", unused)
+    callback, data = FIDCallback(DigitClassifier(), samples=60), ClassConditional(Digits())
+    references = References(data, callback.extractor, Ranks(torch.device("cpu")))
+    assert callback._read(references, Needs()).features.count == 1437
 
 
 def test_bad_input_ends_in_one_line(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,9 @@ def test_the_others_are_drawn_evenly_and_never_the_own_caption(monkeypatch: pyte
     hits = metric(made, asked)["r_precision"]
     for low in range(0, 999, 111):
         places = torch.arange(low, low + 111)
-        share = ((places + 0.5) / 999) ** 9  # that all of 9 are below
+        share = (places / 998) ** 9  # that all of 9 are below
         spread = (share * (1 - share)).sum().sqrt() / 111
-        assert (hits[places] / 100).mean() == pytest.approx(share.mean(), abs=4 * float(spread) + 1e-9)
+        assert abs((hits[places] / 100).mean() - share.mean()) <= 4 * spread
     assert hits[-1] == 100, "the nearest of all is never beaten"
     tied, _ = numbered(monkeypatch, torch.ones(1, 999), others=9)
     assert tied(made, asked)["r_precision"].sum() == 0
@@ -146,8 +147,8 @@ def test_the_others_belong_to_the_index_and_the_seed(monkeypatch: pytest.MonkeyP
     metric, data = numbered(monkeypatch, torch.randn(1, 999), others=2)
     made = torch.zeros(999, 1, 1, 1, dtype=torch.uint8)
     whole = metric(made, data.asked(999, torch.arange(999)))["r_precision"]
-    places = torch.tensor([700, 3, 41])
-    torch.testing.assert_close(metric(made[:3], data.asked(999, places))["r_precision"], whole[places], rtol=0, atol=0)
+    places = torch.randperm(999)[:300]
+    assert torch.equal(metric(made[:300], data.asked(999, places))["r_precision"], whole[places])
     again, _ = numbered(monkeypatch, torch.randn(1, 999), others=2)
     again._features, again._clip = metric._features, metric._clip
     assert torch.equal(again(made, data.asked(999, torch.arange(999)))["r_precision"], whole)
@@ -177,19 +178,26 @@ def test_shapes_are_read_as_they_were_asked_for() -> None:
         ),
         ("r_precision", ClassConditional(Digits(), batch_size=64), "R-precision needs captions, and ClassConditional"),
         ("clip_score", Unconditional(Digits(), batch_size=64), "Unconditional says nothing in words: leave the metric"),
-        ("clip_score", captioned(), "no CLIP at openai/clip-vit-base-patch16"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_before_sampling(
-    metric: str, data: Unconditional, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_what_cannot_be_judged_is_refused_before_sampling(metric: str, data: Unconditional, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         find_metric(metric).begin(data, CPU)  # type: ignore[union-attr]
     assert "\n" not in str(error.value)
 
 
-def test_models_that_see_no_such_images_and_bad_values_are_refused(clip: str) -> None:
+def test_models_that_are_none_or_see_no_such_images_and_bad_values_are_refused(clip: str, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no CLIP at .*empty, looked for in that folder"):
+        CLIPScore(str(tmp_path / "empty")).begin(captioned(), CPU)
+    shutil.copytree(clip, tmp_path / "bert")
+    size: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=9, **size)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(InputError, match="bert is no whole CLIP, it lacks weights such as") as error:
+        CLIPScore(str(tmp_path / "bert")).begin(captioned(), CPU)
+    assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="takes 1 or 3 channels: got 2"):
         CLIPScore(clip).begin(captioned(channels=2), CPU)
     with pytest.raises(InputError, match="R-precision needs others >= 1 and a seed >= 0: got 0 and 0"):

@@ -209,7 +209,9 @@ def test_bad_arguments_are_refused() -> None:
 
 @pytest.mark.parametrize("schedule", [FlowSchedule(), CosineSchedule(1.0, None, None), CosineSchedule()])
 @pytest.mark.parametrize("prediction", [Prediction.V, Prediction.X0, Prediction.FLOW])
-def test_velocity_weighting_is_the_error_of_the_paths_derivative(prediction: Prediction, schedule: NoiseSchedule) -> None:
+def test_velocity_weighting_is_the_error_of_the_paths_derivative(
+    prediction: Prediction, schedule: NoiseSchedule
+) -> None:
     """A wrong x0 at a given x_t, and what it makes of alpha' x0 + sigma' eps by finite differences."""
     t = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
     step = 1e-6

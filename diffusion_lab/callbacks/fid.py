@@ -1,20 +1,19 @@
-"""The Frechet distance of generated images, and other metrics of the same ones, with the protocol they were measured by."""
+"""The Frechet distance of generated images, and other metrics of the same ones, with the protocol of measuring them."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
+from diffusion_lab.callbacks.generated import generated
 from diffusion_lab.callbacks.samples import Samples
-from diffusion_lab.data.loading import Batch
 from diffusion_lab.data.unconditional import AT_ONCE, Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
@@ -24,6 +23,7 @@ from diffusion_lab.metrics import FrechetDistance, ImageMetric, SetMetric, find_
 from diffusion_lab.metrics.base import Score
 from diffusion_lab.metrics.extractors import Inception, extractor_name, extractor_protocol, has_logits
 from diffusion_lab.metrics.features import FeatureGatherer
+from diffusion_lab.metrics.keys import count_name, metric_key
 from diffusion_lab.metrics.means import ImageMeans
 from diffusion_lab.metrics.protocol import Protocol
 from diffusion_lab.metrics.reference import (
@@ -40,10 +40,7 @@ from diffusion_lab.metrics.reference import (
 from diffusion_lab.module import DiffusionModule, Weights
 from diffusion_lab.samplers import RePaint, Sampler, find_filling
 from diffusion_lab.schedules import Spacing
-from diffusion_lab.watch import counted_evaluations, progress_bar
-
-# What a distance may be called of the standard Inception features alone.
-INCEPTION_NAMES = {"fd": "fid", "kd": "kid"}
+from diffusion_lab.watch import counted_evaluations
 
 
 class FIDCallback(Samples):
@@ -55,9 +52,10 @@ class FIDCallback(Samples):
     protocol are written as JSON beside the logs. Samples are bytes, as a PNG holds them, and never leave the device;
     ranks share the work, and nothing that is kept grows with the number of samples.
 
-    It measures before training, at each validation (after how many steps or epochs is the trainer's `val_check_interval`
-    and `check_val_every_n_epoch`), after training, and at testing; at guidance 1 unless said, because guidance trades
-    diversity for fidelity and the distance needs both. `ModelCheckpoint(monitor="val/fd_digits_500")` keeps the best.
+    It measures before training, at each validation (after how many steps or epochs is the trainer's
+    `val_check_interval` and `check_val_every_n_epoch`), after training, and at testing; at guidance 1 unless said,
+    because guidance trades diversity for fidelity and the distance needs both. `ModelCheckpoint(
+    monitor="val/fd_digits_500")` keeps the best.
     """
 
     def __init__(
@@ -114,8 +112,8 @@ class FIDCallback(Samples):
         """
         if samples < 2 or floor_splits < 0 or batch_size < 1 or keep < 2 or (final_samples or 2) < 2:
             raise InputError(
-                "the FID callback needs samples, final_samples and keep of at least 2, batch_size >= 1 and floor_splits "
-                f">= 0: got {samples}, {final_samples}, {keep}, {batch_size} and {floor_splits}"
+                "the FID callback needs samples, final_samples and keep of at least 2, batch_size >= 1 and "
+                f"floor_splits >= 0: got {samples}, {final_samples}, {keep}, {batch_size} and {floor_splits}"
             )
         if time_budget is not None and not 0 < time_budget < math.inf:
             raise InputError(f"the FID callback's time_budget must be a number of seconds above 0: got {time_budget}")
@@ -140,17 +138,7 @@ class FIDCallback(Samples):
     @property
     def key(self) -> str:
         """The distance's name without its stage, such as `fd_digits_500`."""
-        return self.key_of("fd", self.samples)
-
-    def key_of(self, name: str, count: int) -> str:
-        """A set metric's name with extractor and count."""
-        thousands, rest = divmod(count, 1000)
-        number = f"{count}" if rest else f"{thousands}k"
-        kind, _, more = name.partition("_")
-        if isinstance(self.extractor, Inception):
-            known = "_".join(filter(None, (INCEPTION_NAMES.get(kind, kind), more)))
-            return f"{known}_{number}" if kind in (*INCEPTION_NAMES, "is") else f"{known}_inception_{number}"
-        return f"{name}_{extractor_name(self.extractor)}_{number}"
+        return metric_key("fd", self.extractor, self.samples)
 
     def check(self, module: LightningModule, datamodule: LightningDataModule | None) -> None:
         super().check(module, datamodule)
@@ -165,7 +153,7 @@ class FIDCallback(Samples):
             self.filling.positions(self.sampling["steps"])
             if "masked" not in asked or "masked" in module.conditions.names():
                 raise InputError(
-                    "filling is for a model without a MaskedImage condition, on an Inpainting DataModule: leave out filling"
+                    "filling is for a model without a MaskedImage condition, on an Inpainting DataModule: leave it out"
                 )
         needs, kept = self._needs(datamodule), min(self.keep, self.samples)
         shape = tuple(next(iter(datamodule.reference("validation", 1))).shape[1:])
@@ -226,7 +214,18 @@ class FIDCallback(Samples):
         means = [ImageMeans(len(metric.names)).to(ranks.sums) for metric in self.image_metrics]
         own = 0
         with counted_evaluations(module.parts(self.weights).denoiser, *self.sampling["guidance"]) as evaluated:
-            for indices, images, asked in self._made(module, data, samples, ranks):
+            for indices, images, asked in generated(
+                module,
+                data,
+                samples,
+                ranks,
+                batch_size=self.batch_size,
+                time_budget=self.time_budget,
+                filling=self.filling,
+                weights=self.weights,
+                seed=self.seed,
+                **self.sampling,
+            ):
                 features, logits = extract(self.extractor, images, needs.logits > 0)
                 gathered.update(features, indices, logits, asked.get("labels"))
                 for metric, mean in zip(self.image_metrics, means, strict=True):
@@ -236,26 +235,29 @@ class FIDCallback(Samples):
         made = gathered.compute()
         if made.count < samples:
             rank_zero_warn(
-                f"the time budget of {self.time_budget:g} s ended after {made.count} of {samples} samples: the numbers are "
-                "of these"
+                f"the time budget of {self.time_budget:g} s ended after {made.count} of {samples} samples: the "
+                "numbers are of these"
             )
             self.floor = self._references.floor(made.count, self.floor_splits)
 
         scores: dict[str, tuple[str, Score]] = {}  # by bare name: the key, and the score
-        for metric in self.set_metrics:
-            count = len(made.sample) if metric.samples else made.count
-            for name, score in metric(real, made).items():
-                scores[name] = self.key_of(name, made.count if name == "fd" else count), score
-        facts = {}
-        for metric, mean in zip(self.image_metrics, means, strict=True):
-            for name, score in zip(metric.names, mean.compute(), strict=True):
-                scores[name] = f"{name}_{made.count}", score
-            facts |= metric.facts()
+        facts: dict[str, float] = {}
+        for of_set in self.set_metrics:
+            # The distance is of all, whether or not some are kept for its interval.
+            count = len(made.sample) if of_set.samples and not isinstance(of_set, FrechetDistance) else made.count
+            for name, score in of_set(real, made).items():
+                scores[name] = metric_key(name, self.extractor, count), score
+        for of_image, mean in zip(self.image_metrics, means, strict=True):
+            for name, score in zip(of_image.names, mean.compute(), strict=True):
+                scores[name] = f"{name}_{count_name(made.count)}", score
+            facts |= of_image.facts()
         for metric in self.image_metrics:
             for name, picture in metric.pictures().items():
                 if self.writes:
                     write_png(picture, self.folder / f"{stage}_{name}.png")
-        self._report(trainer, module, stage, scores, facts, self._protocol(module, made.count, protocol, evaluated, own))
+        self._report(
+            trainer, module, stage, scores, facts, self._protocol(module, made.count, protocol, evaluated, own)
+        )
 
     def _report(
         self,
@@ -295,42 +297,6 @@ class FIDCallback(Samples):
         if self.writes:
             write_json(self.folder / f"{stage}_{key}.json", {**module.measured, "history": self.history})
 
-    def _made(
-        self, module: Any, data: Unconditional, samples: int, ranks: Ranks
-    ) -> Iterator[tuple[Tensor, Tensor, Batch]]:
-        """Indices, images and what they were asked for, a batch of this rank at a time, until samples or time end."""
-        ours = torch.arange(ranks.rank, samples, ranks.world)
-        batches = -(-samples // (ranks.world * self.batch_size))  # of the rank with most
-        moves = self.sampling["steps"] if self.filling is None else len(self.filling.positions(self.sampling["steps"])) - 1
-        started = time.monotonic()
-        with progress_bar(f"sampling {samples}" if ranks.rank == 0 else None, batches * moves) as advance:
-            for part in range(batches):
-                late = self.time_budget is not None and part > 0 and time.monotonic() - started > self.time_budget
-                if self.time_budget is not None and ranks.broadcast(late):  # all ranks stop before the same batch
-                    return
-                indices = ours[part * self.batch_size : (part + 1) * self.batch_size]
-                if not len(indices):
-                    continue
-                asked = {name: value.to(module.device) for name, value in data.asked(samples, indices).items()}
-                options = dict(self.sampling)
-                if self.filling is not None:
-                    options |= {
-                        "images": asked["images"],
-                        "mask": asked["masked"][:, -1:] == 255,
-                        "filling": self.filling,
-                    }
-                images = module.sample(
-                    {name: asked[name] for name in module.conditions.names()},
-                    num_images=len(indices),
-                    indices=indices.tolist(),
-                    weights=self.weights,
-                    batch_size=self.batch_size,
-                    progress=advance,
-                    seed=self.seed,
-                    **options,
-                )
-                yield indices, images, asked
-
     def _needs(self, data: Unconditional) -> Needs:
         """What the metrics need, and whether it can be had."""
         logits = classes = 0
@@ -344,14 +310,18 @@ class FIDCallback(Samples):
         if any(metric.classes for metric in self.set_metrics):
             classes = data.part("all").num_classes
             if classes == 0 or "labels" not in data.origin.gives:
-                raise InputError("a distance within each class needs a ClassConditional DataModule: leave the metric out")
+                raise InputError(
+                    "a distance within each class needs a ClassConditional DataModule: leave the metric out"
+                )
         keep = self.keep if logits or any(metric.samples for metric in self.set_metrics) else 0
         return Needs(keep, logits, classes)
 
     def _read(self, references: References, needs: Needs) -> Reference:
         if self.reference in ("train", "validation", "all"):
             split: Split = self.reference  # type: ignore[assignment]  # one of the three
-            found = references.read(split, needs)
+            # All that `diffusion-lab stats` keeps, so that what is cached serves any metrics.
+            logits = logits_of(self.extractor, references.data) if has_logits(self.extractor) else 0
+            found = references.read(split, Needs(self.keep, logits, needs.classes))
         else:
             shape = tuple(references.identity("validation")["shape"])
             found = read_reference(Path(self.reference), self.extractor, shape, needs)
@@ -366,7 +336,7 @@ class FIDCallback(Samples):
     def _protocol(
         self, module: DiffusionModule, count: int, reference: dict[str, Any], evaluated: list[int], own: int
     ) -> Protocol:
-        metrics = [*self.set_metrics, *self.image_metrics]
+        metrics: list[SetMetric | ImageMetric] = [*self.set_metrics, *self.image_metrics]
         sampling = {**self.protocol(module), "seed": self.seed}
         if self.filling is not None:
             sampling["filling"] = self.filling.config

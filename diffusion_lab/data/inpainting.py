@@ -23,7 +23,7 @@ class Inpainting(Unconditional):
     condition is `diffusion_lab.MaskedImage` under that name.
     """
 
-    gives = ("masked",)
+    gives: tuple[str, ...] = ("masked",)
 
     def __init__(self, source: Source, mask: Mask | None = None, labels: bool = False, **options: Any) -> None:
         """

@@ -20,9 +20,11 @@ class SuperResolution(Unconditional):
     The condition is `diffusion_lab.Image` under that name, whose `noise` is the augmentation of cascades.
     """
 
-    gives = ("low",)
+    gives: tuple[str, ...] = ("low",)
 
-    def __init__(self, source: Source, degradation: Degradation | None = None, labels: bool = False, **options: Any) -> None:
+    def __init__(
+        self, source: Source, degradation: Degradation | None = None, labels: bool = False, **options: Any
+    ) -> None:
         """
         Args:
             source: Where the images come from.

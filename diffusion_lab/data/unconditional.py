@@ -195,7 +195,9 @@ class Unconditional(Configurable, LightningDataModule):
 
     def _labels(self, images: Images) -> Tensor:
         if images.labels is None:
-            raise InputError(f"{type(self.source).__name__} has no class labels: use Unconditional with it, or leave out data.labels")
+            raise InputError(
+                f"{type(self.source).__name__} has no class labels: use Unconditional with it, or leave out data.labels"
+            )
         return images.labels
 
     def _check_batch_size(self, images: int) -> None:

@@ -2,7 +2,16 @@
 
 from diffusion_lab.metrics.accuracy import ClassAccuracy
 from diffusion_lab.metrics.base import ImageMetric, Score, SetMetric
-from diffusion_lab.metrics.extractors import DigitClassifier, EfficientNetLite0, Inception
+from diffusion_lab.metrics.extractors import (
+    Classifier,
+    CLIPImages,
+    DigitClassifier,
+    DINOv2,
+    EfficientNetLite0,
+    ImageClassifier,
+    Inception,
+    train_classifier,
+)
 from diffusion_lab.metrics.frechet import FeatureGaussian, Gaussian, frechet_distance
 from diffusion_lab.metrics.frechet_infinity import FrechetInfinity
 from diffusion_lab.metrics.frechet_metric import FrechetDistance
@@ -62,9 +71,12 @@ __all__ = [
     "PSNR",
     "SET_METRICS",
     "SSIM",
+    "CLIPImages",
     "CLIPScore",
     "ClassAccuracy",
+    "Classifier",
     "Consistency",
+    "DINOv2",
     "DensityCoverage",
     "DigitClassifier",
     "EfficientNetLite0",
@@ -72,6 +84,7 @@ __all__ = [
     "FrechetDistance",
     "FrechetInfinity",
     "Gaussian",
+    "ImageClassifier",
     "ImageMetric",
     "Inception",
     "InceptionScore",
@@ -89,4 +102,5 @@ __all__ = [
     "find_metric",
     "frechet_distance",
     "precision_recall",
+    "train_classifier",
 ]

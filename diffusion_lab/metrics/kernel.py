@@ -11,7 +11,7 @@ from diffusion_lab.metrics.base import Score, SetMetric
 from diffusion_lab.metrics.bootstrap import bootstrap_weights, centred, checked_resamples
 from diffusion_lab.metrics.features import Features
 
-CHUNK = 2048  # rows of the kernel matrix in memory at once
+CHUNK = 1024  # rows of the kernel matrix in memory at once
 
 
 class KernelDistance(SetMetric):
@@ -76,17 +76,23 @@ class KernelDistance(SetMetric):
     def __call__(self, real: Features, made: Features) -> dict[str, Score]:
         self.check(len(real.sample), len(made.sample))
         x, y = real.sample.double(), made.sample.double()
-        draws, once = np.random.RandomState(self.seed), x.new_ones(1, self.subset_size)
-        distances = []
-        for _ in range(self.subsets):
-            of_y, of_x = (torch.from_numpy(draws.choice(len(z), self.subset_size, replace=False)) for z in (y, x))
-            distances.append(self._distances(x[of_x.to(x.device)], y[of_y.to(y.device)], once, once))
-        over = torch.cat(distances)
-        value = Score(float(over.mean()))
+        # Subsets are weights as resamples are, so that the kernel of each pair is computed once for all of them.
+        rows = [torch.zeros(self.subsets, len(z), dtype=torch.float64) for z in (x, y)]
+        draws = np.random.RandomState(self.seed)
+        for in_x, in_y in zip(*rows, strict=True):
+            for row in (in_y, in_x):
+                row[draws.choice(len(row), self.subset_size, replace=False)] = 1
+        weights = [row.to(x.device) for row in rows]
         if self.bootstrap:
-            weights = bootstrap_weights(self.bootstrap, len(x), len(y), seed=self.seed, device=x.device)
-            value = centred(value.value, self._distances(x, y, *weights))
-        return {"kd": value, "kd_deviation": Score(float(over.std(correction=0)))}
+            resamples = bootstrap_weights(self.bootstrap, len(x), len(y), seed=self.seed, device=x.device)
+            weights = [torch.cat(both) for both in zip(weights, resamples, strict=True)]
+        distances = self._distances(x, y, *weights)
+        over, resampled = distances[: self.subsets], distances[self.subsets :]
+        value = float(over.mean())
+        return {
+            "kd": centred(value, resampled) if self.bootstrap else Score(value),
+            "kd_deviation": Score(float(over.std(correction=0))),
+        }
 
     def _distances(self, x: Tensor, y: Tensor, x_weights: Tensor, y_weights: Tensor) -> Tensor:
         """MMD^2 [B] of features [N, D] and [M, D] that occur as often as weights [B, N] and [B, M] say."""

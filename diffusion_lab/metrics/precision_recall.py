@@ -138,9 +138,8 @@ def _densities_and_covered(real: Tensor, generated: Tensor, neighbours: int) -> 
 
 def _radii(features: Tensor, neighbours: int) -> Tensor:
     """The distance of each feature to its k-th nearest neighbour, [N]."""
-    # The nearest to a feature of its own set is itself.
-    parts = features.split(CHUNK)
-    return torch.cat([_distances(part, features).kthvalue(neighbours + 1, dim=1).values for part in parts])
+    nearest = [_distances(part, features).topk(neighbours + 1, largest=False).values for part in features.split(CHUNK)]
+    return torch.cat(nearest)[:, -1]  # the first is the feature itself
 
 
 def _distances(one: Tensor, other: Tensor) -> Tensor:

@@ -84,7 +84,9 @@ def _identity(name: str, value: Any) -> Any:
 def _shown(value: Any) -> str:
     if not isinstance(value, Mapping):
         return str(value)
-    return ", ".join(f"{key} {str(value[key])[:12]}" for key in ("name", "split", "images", *_keys(value)) if key in value)
+    return ", ".join(
+        f"{key} {str(value[key])[:12]}" for key in ("name", "split", "images", *_keys(value)) if key in value
+    )
 
 
 def _keys(value: Mapping[str, Any]) -> tuple[str, ...]:

@@ -107,8 +107,8 @@ def logits_of(extractor: nn.Module, data: Unconditional) -> int:
 class References:
     """Makes references of one DataModule by one extractor, and the real-against-real floor.
 
-    What was made is kept in the cache (`$DIFFUSION_LAB_CACHE`, else `~/.cache/diffusion_lab`) under the hash of the images
-    and of the extractor, so that it is made once for all runs.
+    What was made is kept in the cache (`$DIFFUSION_LAB_CACHE`, else `~/.cache/diffusion_lab`) under the hash of the
+    images and of the extractor, so that it is made once for all runs.
     """
 
     def __init__(self, data: Unconditional, extractor: nn.Module, ranks: Ranks, batch_size: int = 256) -> None:
@@ -125,7 +125,8 @@ class References:
     def identity(self, split: Split) -> dict[str, Any]:
         """What identifies a split: its DataModule, name, number, shape and the SHA-256 of its pixels."""
         if split not in self._identities:
-            digest, shape = hashlib.sha256(), ()
+            digest = hashlib.sha256()
+            shape: tuple[int, ...] = ()
             with self._bar("hashing real images", split) as advance:
                 for images in self.data.reference(split, self.batch_size):
                     digest.update(images.contiguous().numpy().tobytes())
@@ -160,7 +161,8 @@ class References:
     def floor(self, samples: int, splits: int) -> float | None:
         """The mean distance between `samples` random real images and the rest, over random splits of all of them.
 
-        It is what a perfect model would score at that count; None where there are too few images. Every rank takes part.
+        It is what a perfect model would score at that count; None where there are too few images. Every rank takes
+        part.
         """
         every = len(self.data.part("all"))
         if splits < 1 or samples > every - 2:
@@ -207,7 +209,7 @@ class References:
         """A point near the features' mean, the same on every rank: the features of the first image."""
         first = next(iter(self.data.reference(split, 1)))
         features = self.extractor(first.to(self.ranks.device)).mean(0)
-        return self.ranks.broadcast(features.cpu()).to(self.ranks.sums)  # type: ignore[no-any-return]
+        return self.ranks.broadcast(features.cpu()).to(self.ranks.sums)
 
     @torch.no_grad()
     def _measure(self, split: Split, needs: Needs) -> Features:
@@ -273,7 +275,7 @@ def read_reference(path: Path, extractor: nn.Module, shape: tuple[int, ...], nee
     ]
     if lacking:
         raise InputError(
-            f"{path} has no {lacking[0]}, which a metric needs: make it with diffusion-lab stats, or leave the metric out"
+            f"{path} has no {lacking[0]}, which a metric needs: make it with diffusion-lab stats, or leave it out"
         )
     if not identity:  # identified by its numbers, as nothing else is known
         digest = hashlib.sha256(features.gaussian.mean.numpy().tobytes())
@@ -299,4 +301,3 @@ def on_device(features: Features, device: torch.device) -> Features:
         logits=None if features.logits is None else features.logits.to(device),
         classes=features.classes and {label: moved(each) for label, each in features.classes.items()},
     )
-

@@ -1,4 +1,4 @@
-"""Reference statistics as `.npz`: those of pytorch-fid and EDM (`mu`, `sigma`), and all that is kept here beside them."""
+"""Reference statistics as `.npz`: those of pytorch-fid and EDM (`mu`, `sigma`), and what is kept here beside them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_statistics(path: Path, features: Features, protocol: dict[str, Any]) -
         arrays["class_mu"] = torch.stack([each.mean for each in features.classes.values()])
         arrays["class_sigma"] = torch.stack([each.covariance for each in features.classes.values()])
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: _array(value) for name, value in arrays.items()})
+        np.savez(file, **{name: _array(value) for name, value in arrays.items()})  # type: ignore[arg-type]
 
 
 def read_statistics(path: Path) -> tuple[Features, dict[str, Any]]:

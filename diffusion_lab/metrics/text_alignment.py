@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -42,13 +42,14 @@ class ImageText(VisionTransformer):
         Raises:
             InputError: There is no such model, or it is none that sees both.
         """
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        import transformers
 
+        whole: Any = transformers.CLIPModel  # whose overloads know no dict of options
         try:
             with quiet_report():
-                network, info = CLIPModel.from_pretrained(model, output_loading_info=True, **options(model))
-            tokenizer = AutoTokenizer.from_pretrained(model, **options(model))
-            processor = AutoImageProcessor.from_pretrained(model, **options(model))
+                network, info = whole.from_pretrained(model, output_loading_info=True, **options(model))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model, **options(model))
+            processor = transformers.AutoImageProcessor.from_pretrained(model, **options(model))
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise absent(model, "CLIP", error) from error
         if missing := sorted(info["missing_keys"]):

@@ -137,20 +137,18 @@ def measurements_of(jobs: list[Job]) -> Iterator[Measurement]:
 
 def trained(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """A config for training alone: no output, callbacks, loggers or validation of its own."""
-    config = copy.deepcopy(dict(config))
-    for key in ("output", "overwrite"):
-        config.pop(key, None)
-    config["seed_everything"] = seed
-    config["trainer"] = {
-        **config.get("trainer", {}),
+    own = {key: copy.deepcopy(value) for key, value in config.items() if key not in ("output", "overwrite")}
+    own["seed_everything"] = seed
+    own["trainer"] = {
+        **own.get("trainer", {}),
         "logger": False,
         "limit_val_batches": 0,
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
     }
     for key in ("callbacks", "val_check_interval", "check_val_every_n_epoch"):
-        config["trainer"].pop(key, None)
-    return config
+        own["trainer"].pop(key, None)
+    return own
 
 
 def with_options(config: dict[str, Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -189,5 +187,6 @@ def digest(path: Path) -> str:
         if not file.is_file():
             raise InputError(f"{path} is no checkpoint: it has no {file.name}")
         with file.open("rb") as opened:
-            found.update(hashlib.file_digest(opened, "sha256").digest() if hasattr(hashlib, "file_digest") else opened.read())
+            while part := opened.read(1 << 24):
+                found.update(part)
     return found.hexdigest()

@@ -32,6 +32,7 @@ TITLES = {
     "consistency": "consistency",
 }
 PLACES = {"fd": 2, "kd": 4, "is": 2, "accuracy": 1, "precision": 3, "recall": 3, "psnr": 2, "ssim": 3, "lpips": 3}
+IMAGES = {"train": "training images", "validation": "held-out images", "all": "images"}
 NOT_FINITE = "not finite"
 
 
@@ -88,7 +89,7 @@ def title_of(metric: str, table: Table, results: Mapping[tuple[str, str], Result
     """A metric's title, with the extractor's name where it is one of features that are not Inception's."""
     title = TITLES.get(metric, metric)
     name = next((m["protocol"]["extractor"]["name"] for result in results.values() for m in result.measured), None)
-    if metric.split("_")[0] not in ("fd", "kd", "is") or name is None:
+    if metric.split("_", maxsplit=1)[0] not in ("fd", "kd", "is") or name is None:
         return title
     return {"FD": "FID", "KD": "KID"}.get(title, title) if name == "inception" else f"{title} ({name})"
 
@@ -117,33 +118,31 @@ def why_not_compared(table: Table, results: Mapping[tuple[str, str], Result]) ->
 def verdict(claim: Claim, results: Mapping[tuple[str, str], Result]) -> str:
     """Whether a claim appears, with its numbers.
 
-    A pair shows it where the difference of the means is more than twice the root of the sum of the squared standard
-    errors of both means, and contradicts it where it is as much to the other side; anything between is within the
-    spread. A claim appears where all pairs show it, does not where one contradicts it.
+    A pair of cells shows it where the means differ by more than twice the error of their difference, the root of the
+    sum of the squared standard errors over seeds; reverses it where they differ by as much to the other side; and is
+    within the spread in between. A model that diverged is worse than any that did not.
     """
-    shown = []
-    words = []
-    for (one, other) in claim.less:
+    shown, words = list[int](), list[str]()
+    for one, other in claim.less:
         if one not in results or other not in results:
             continue
-        less, more = results[one], results[other]
-        if not less.records or not more.records:
+        pair = results[one], results[other]
+        if not all(each.records for each in pair):
             return "not yet run"
-        ours, theirs = less.mean(claim.metric), more.mean(claim.metric)
-        if math.isnan(ours) or math.isnan(theirs):
-            shown.append(1 if less.complete else -1)
-            words.append(f"{number(ours, claim.metric)} against {number(theirs, claim.metric)}")
-            continue
-        error = math.hypot(*(_standard_error(each, claim.metric) for each in (less, more)))
-        gap = theirs - ours
-        shown.append(0 if abs(gap) <= 2 * error else 1 if gap > 0 else -1)
+        ours, theirs = (each.mean(claim.metric) for each in pair)
         words.append(f"{number(ours, claim.metric)} against {number(theirs, claim.metric)}")
+        if math.isnan(ours) or math.isnan(theirs):
+            shown.append(pair[0].complete - pair[1].complete)
+            continue
+        error = math.hypot(*(_standard_error(each, claim.metric) for each in pair))
+        shown.append(0 if abs(theirs - ours) <= 2 * error else 1 if theirs > ours else -1)
     if not shown:
         return "not in this edition"
-    said = "does not appear" if min(shown) < 0 else "appears" if min(shown) > 0 else "is within the spread"
-    if len(set(shown)) > 1:
-        said = f"{said} in {sum(each < 1 for each in shown)} of {len(shown)}, appears in the rest" if max(shown) > 0 else said
-    return f"{said} ({'; '.join(words)})"
+    said = {"appears": shown.count(1), "is within the spread": shown.count(0), "is reversed": shown.count(-1)}
+    parts = [
+        what if count == len(shown) else f"{what} in {count} of {len(shown)}" for what, count in said.items() if count
+    ]
+    return f"{', '.join(parts)} ({'; '.join(words)})"
 
 
 def _standard_error(result: Result, metric: str) -> float:
@@ -198,7 +197,7 @@ def grids(table: Table, results: Mapping[tuple[str, str], Result]) -> list[tuple
                 texts.append(f"{ours} ({beside})" if beside else ours)
             rows.append([row, *texts])
         heading = title_of(metric, table, results) + (f": ours ({', '.join(parts[1:])})" if given else "")
-        found.append((heading, [["", *table.columns], *rows]))
+        found.append((heading, [[table.axis, *table.columns], *rows]))
     return found
 
 
@@ -206,7 +205,11 @@ def markdown(table: Table, results: Mapping[tuple[str, str], Result], command: s
     """The whole result as Markdown."""
     paper, why = table.paper, why_not_compared(table, results)
     records = [record for result in results.values() for record in result.records]
-    lines = [f"# {table.title}", "", f"After {paper['title']}, arXiv {paper['arxiv']}, {paper['table']} ({paper['dataset']})."]
+    lines = [
+        f"# {table.title}",
+        "",
+        f"After {paper['title']}, arXiv {paper['arxiv']}, {paper['table']} ({paper['dataset']}).",
+    ]
     if notes := " ".join(filter(None, (paper.get("notes"), table.notes))):
         lines += ["", notes]
     for heading, grid in grids(table, results):
@@ -230,16 +233,17 @@ def markdown(table: Table, results: Mapping[tuple[str, str], Result], command: s
 
 
 def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
-    measured = next((record["measured"] for record in records if "measured" in record), None)
-    if measured is None:
+    """What the numbers were measured by, in words."""
+    measured = [record["measured"] for record in records if "measured" in record]
+    if not measured:
         return "Not yet run."
-    protocol, reference = measured["protocol"], measured["protocol"]["reference"]
-    splits = sorted({r["measured"]["protocol"]["reference"]["split"] for r in records if "measured" in r})
-    extractor = protocol["extractor"]
-    words = f"{protocol['samples']:,} samples against the {' or '.join(splits)} images ({reference['images']:,} of the last)" if len(splits) > 1 else f"{protocol['samples']:,} samples against the {reference['images']:,} {reference['split']} images"
-    words += f", features of {extractor['name']} (resize: {extractor['resize']})"
-    if measured.get("floor") is not None:
-        words += f"; {protocol['samples']:,} real images against the rest have {measured['floor']:.2f}"
+    protocol = measured[0]["protocol"]
+    references = {each["protocol"]["reference"]["sha256"]: each["protocol"]["reference"] for each in measured}
+    images = " or ".join(f"the {each['images']:,} {IMAGES[each['split']]}" for each in references.values())
+    words = f"{protocol['samples']:,} samples against {images}, features of {protocol['extractor']['name']}"
+    words += f" (resize: {protocol['extractor']['resize']})"
+    if measured[0].get("floor") is not None:
+        words += f"; {protocol['samples']:,} real images against the rest have {measured[0]['floor']:.2f}"
     return f"{words}."
 
 
@@ -248,7 +252,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def plot(table: Table, results: Mapping[tuple[str, str], Result]) -> Figure:
-    """A panel for each metric: lines of rows over columns, or points of rows; the paper's numbers only in their units."""
+    """A panel for each metric: lines of rows over columns, or points of rows; the paper's where they compare."""
     from diffusion_lab.figures.panels import finish, panels
 
     compared = not why_not_compared(table, results)
@@ -271,13 +275,19 @@ def plot(table: Table, results: Mapping[tuple[str, str], Result]) -> Figure:
             chosen = [results[row, column] for column in table.columns]
             means = [result.mean(metric) for result in chosen]
             drawn = axis.errorbar(
-                positions, means, [_bar(result, metric) for result in chosen], marker="o", markersize=4, capsize=2, label=row
+                positions,
+                means,
+                [_bar(result, metric) for result in chosen],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=row,
             )
             if compared and all(metric in result.cell.paper for result in chosen):
                 theirs = [result.cell.paper[metric] for result in chosen]
                 axis.plot(positions, theirs, "x", color=drawn[0].get_color())
         axis.set_xticks(positions, table.columns)
-        axis.set_ylabel(title_of(metric, table, results))
+        axis.set(xlabel=table.axis, ylabel=title_of(metric, table, results))
         values = [result.mean(metric) for result in results.values() if result.complete]
         if values and min(values) > 0 and max(values) > 10 * min(values):
             axis.set_yscale("log")
@@ -305,7 +315,16 @@ def comma_separated(table: Table, results: Mapping[tuple[str, str], Result]) -> 
             for metric in table.metrics:
                 score = record["measured"]["metrics"][metric] if "measured" in record else {"value": "not finite"}
                 writer.writerow(
-                    [row, column, metric, *seeds, score["value"], score.get("low"), score.get("high"), result.cell.paper.get(metric)]
+                    [
+                        row,
+                        column,
+                        metric,
+                        *seeds,
+                        score["value"],
+                        score.get("low"),
+                        score.get("high"),
+                        result.cell.paper.get(metric),
+                    ]
                 )
     return text.getvalue()
 

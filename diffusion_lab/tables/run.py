@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import subprocess
@@ -25,7 +26,7 @@ from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
 from diffusion_lab.metrics.extractors import DigitClassifier
 from diffusion_lab.module import DiffusionModule
-from diffusion_lab.tables.jobs import Job, Measurement, Training, measurements_of
+from diffusion_lab.tables.jobs import Job, Measurement, Training
 from diffusion_lab.tables.spec import ONLY, Table
 from diffusion_lab.training_cli import Parser, TrainingCLI, run_training
 
@@ -40,10 +41,14 @@ class TableTraining(TrainingCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        steps = trainer.max_steps if trainer.max_steps > 0 else None
-        every = {"every_n_train_steps": max(1, steps // PARTS)} if steps else {"every_n_epochs": 1}
+        steps = trainer.max_steps  # -1 where epochs are counted
         trainer.callbacks.append(  # type: ignore[attr-defined]  # Lightning sets it in a connector
-            ModelCheckpoint(self.folder, filename="last", save_top_k=1, enable_version_counter=False, **every)
+            ModelCheckpoint(
+                self.folder,
+                filename="last",
+                every_n_train_steps=max(1, steps // PARTS) if steps > 0 else None,
+                enable_version_counter=False,
+            )
         )
         return trainer
 
@@ -57,8 +62,9 @@ def build_callback(measure: Mapping[str, Any]) -> FIDCallback:
     """The FID callback of a table's `measure`; raises InputError for an argument that it does not take."""
     parser = Parser(prog="diffusion-lab table")
     parser.add_class_arguments(FIDCallback, "measure")
+    # Copies here and below, since parsing turns what it is given into objects of its own.
     try:
-        return parser.instantiate(parser.parse_object({"measure": dict(measure)})).measure  # type: ignore[no-any-return]
+        return parser.instantiate(parser.parse_object({"measure": copy.deepcopy(dict(measure))})).measure
     except InputError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:
@@ -70,7 +76,7 @@ def build_model(model: Mapping[str, Any]) -> DiffusionModule:
     parser = Parser(prog="diffusion-lab table")
     parser.add_lightning_class_args(DiffusionModule, "model")
     try:
-        return parser.instantiate(parser.parse_object({"model": dict(model)})).model  # type: ignore[no-any-return]
+        return parser.instantiate(parser.parse_object({"model": copy.deepcopy(dict(model))})).model
     except InputError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:
@@ -170,7 +176,8 @@ def device_name() -> str:
     """What the work is done on."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads of {platform.machine()}"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''} a process"
 
 
 def spread(arguments: list[str], devices: int) -> None:
@@ -198,6 +205,6 @@ def progress(table: Table, jobs: list[Job]) -> str:
     trainings = sum(isinstance(job, Training) for job in jobs)
     shape = f"{len(table.rows)} rows" + ("" if table.columns == (ONLY,) else f" x {len(table.columns)} columns")
     return (
-        f"{table.name}, {table.edition}: {shape}, {trainings} trainings and {len([*measurements_of(jobs)])} measurements, "
+        f"{table.name}, {table.edition}: {shape}, {trainings} trainings and {len(jobs) - trainings} measurements, "
         f"{done} of {len(jobs)} done"
     )

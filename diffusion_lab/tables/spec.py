@@ -12,7 +12,7 @@ import yaml
 
 from diffusion_lab.errors import InputError, unknown
 
-TABLE = {"title", "paper", "metrics", "rows", "columns", "claims", "editions"}
+TABLE = {"title", "paper", "metrics", "rows", "columns", "axis", "claims", "editions"}
 PAPER = {"title", "arxiv", "table", "dataset", "metric", "protocol", "notes"}
 MERGED = ("config", "checkpoint", "train", "options", "measure")
 ROW = {"name", "paper", "cells", *MERGED}
@@ -73,6 +73,7 @@ class Table:
         metrics: What is shown, by the names that the FID callback's record has.
         rows: Their names.
         columns: Likewise; `("",)` where it has none.
+        axis: What the columns are, such as steps.
         cells: By row and column.
         claims: What it is meant to show.
         training_seeds: Of what is trained.
@@ -88,6 +89,7 @@ class Table:
     metrics: tuple[str, ...]
     rows: tuple[str, ...]
     columns: tuple[str, ...]
+    axis: str
     cells: Mapping[tuple[str, str], Cell]
     claims: tuple[Claim, ...]
     training_seeds: tuple[int, ...]
@@ -147,6 +149,7 @@ def read_table(path: Path, edition: str | None = None) -> Table:
         tuple(spec["metrics"]),
         tuple(kept_rows),
         tuple(kept_columns),
+        str(spec.get("axis", "")),
         cells,
         claims,
         tuple(ours.get("training_seeds", (0,))),

@@ -111,7 +111,13 @@ def inception_sides(images: Tensor, weights: Path, device: torch.device) -> dict
     theirs = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
     ).to(device)
-    options = {"input1": InMemory(images), "batch_size": BATCH, "cuda": device.type == "cuda", "verbose": False}
+    options = {
+        "input1": InMemory(images),
+        "batch_size": BATCH,
+        "cuda": device.type == "cuda",
+        "save_cpu_ram": True,  # no worker, which would only hand over what is in memory
+        "verbose": False,
+    }
 
     def extract() -> Tensor:
         with torch.no_grad():

@@ -35,7 +35,9 @@ class ImageArchive(Source):
             got = "nothing" if pixels is None else f"{pixels.dtype} {list(pixels.shape)}"
             raise InputError(f"{self.path} must have arr_0, uint8 [N, H, W, 1 or 3]: got {got}")
         if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
-            raise InputError(f"arr_1 of {self.path} must be a whole number for each image: got {labels.dtype} {labels.shape}")
+            raise InputError(
+                f"arr_1 of {self.path} must be a whole number for each image: got {labels.dtype} {labels.shape}"
+            )
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         if labels is None:
             return Images(images)
