@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from diffusion_lab.autoencoder import load_autoencoder, save_autoencoder
     from diffusion_lab.autoencoder_module import AutoencoderModule
     from diffusion_lab.callbacks import BitsPerDim, FIDCallback, ReconstructionGrid, SampleGrid
-    from diffusion_lab.checkpoint import load, save
+    from diffusion_lab.checkpoint import load, load_module, save
     from diffusion_lab.conditions import (
         ClassLabel,
         Cond,
@@ -94,7 +94,33 @@ if TYPE_CHECKING:
     )
     from diffusion_lab.latent_space import LatentSpace
     from diffusion_lab.likelihood import Likelihood, ProbabilityFlow, VariationalBound
-    from diffusion_lab.metrics import DigitClassifier, EfficientNetLite0, Inception
+    from diffusion_lab.metrics import (
+        PSNR,
+        SSIM,
+        ClassAccuracy,
+        Classifier,
+        CLIPImages,
+        CLIPScore,
+        Consistency,
+        DensityCoverage,
+        DigitClassifier,
+        DINOv2,
+        EfficientNetLite0,
+        FrechetDistance,
+        FrechetInfinity,
+        ImageMetric,
+        Inception,
+        InceptionScore,
+        IntraClassDistance,
+        KernelDistance,
+        KnownPixels,
+        Memorisation,
+        PerceptualDistance,
+        PrecisionRecall,
+        RPrecision,
+        SetMetric,
+        ShapesReading,
+    )
     from diffusion_lab.mixture import GaussianMixture
     from diffusion_lab.module import DiffusionModule
     from diffusion_lab.networks import (
@@ -160,7 +186,7 @@ _HOMES = {
     "autoencoder": ["load_autoencoder", "save_autoencoder"],
     "autoencoder_module": ["AutoencoderModule"],
     "callbacks": ["BitsPerDim", "FIDCallback", "ReconstructionGrid", "SampleGrid"],
-    "checkpoint": ["load", "save"],
+    "checkpoint": ["load", "load_module", "save"],
     "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions", "Image", "MaskedImage", "Text", "Vector"],
     "configurable": ["Configurable"],
     "continuous_schedules": ["CosineSchedule", "FlowSchedule", "KarrasSchedule"],
@@ -233,7 +259,33 @@ _HOMES = {
     ],
     "latent_space": ["LatentSpace"],
     "likelihood": ["Likelihood", "ProbabilityFlow", "VariationalBound"],
-    "metrics": ["DigitClassifier", "EfficientNetLite0", "Inception"],
+    "metrics": [
+        "CLIPImages",
+        "CLIPScore",
+        "ClassAccuracy",
+        "Classifier",
+        "Consistency",
+        "DINOv2",
+        "DensityCoverage",
+        "DigitClassifier",
+        "EfficientNetLite0",
+        "FrechetDistance",
+        "FrechetInfinity",
+        "ImageMetric",
+        "Inception",
+        "InceptionScore",
+        "IntraClassDistance",
+        "KernelDistance",
+        "KnownPixels",
+        "Memorisation",
+        "PSNR",
+        "PerceptualDistance",
+        "PrecisionRecall",
+        "RPrecision",
+        "SSIM",
+        "SetMetric",
+        "ShapesReading",
+    ],
     "mixture": ["GaussianMixture"],
     "module": ["DiffusionModule"],
     "networks": [

@@ -40,7 +40,9 @@ def named(kind: str, text: str, classes: Mapping[str, type[T]]) -> T:
         raise unknown(kind, name, classes)
     arguments = parse_arguments(kind, text) if bracket else {}
     # Of __init__, because before Python 3.11 a class that has a __new__ shows that one's.
-    parameters = dict(list(inspect.signature(found.__init__).parameters.items())[1:])
+    taken = list(inspect.signature(found.__init__).parameters.items())[1:]
+    # A class without an __init__ of its own has object's, of any arguments.
+    parameters = {key: each for key, each in taken if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
     for argument, value in arguments.items():
         if argument not in parameters:
             has = f"it has {', '.join(parameters)}" if parameters else "it has none"

