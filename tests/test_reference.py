@@ -138,3 +138,15 @@ def test_classes_need_labels(cache: Path) -> None:
     found = references(Unconditional(Photographs()), Mean()).read("train", Needs(classes=2)).features
     assert found.classes is not None
     assert found.classes[0].count + found.classes[1].count == found.count
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path / "file" / "cache"))
+    made = references()
+    with pytest.warns(UserWarning, match="cannot write .*; it is made again the next time"):
+        assert made.read("train", Needs()).features.count == 1437
+    with pytest.warns(UserWarning, match="it is made again the next time"):
+        assert made.floor(60, 3) is not None

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.data.sources.cache import cache_folder, cached, hashed
+from diffusion_lab.data.sources.cache import cache_folder, cached, hashed, tell
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import read_json, write_json
 from diffusion_lab.metrics.extractors import extractor_protocol
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from diffusion_lab.data.unconditional import Split, Unconditional
 
 FORMAT = 1  # of the cache; raise it when what is kept changes
-FILE = "statistics.npz"
+FILE, FLOOR = "statistics.npz", "floor.json"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -147,15 +149,10 @@ class References:
         if needs.classes:
             self._labels(split)
         name = self._name("statistics", identity, [needs.keep, needs.logits, needs.classes])
-        features = self.ranks.broadcast(self._cached(name) if self.ranks.rank == 0 else None)
+        features = self.ranks.broadcast(self._cached(name, self._read) if self.ranks.rank == 0 else None)
         if features is None:
             features = self._measure(split, needs)
-            if self.ranks.rank == 0:
-                cached(
-                    name,
-                    lambda folder: write_statistics(folder / FILE, features, identity),
-                    lambda folder: read_statistics(folder / FILE),
-                )
+            self._keep(name, lambda folder: write_statistics(folder / FILE, features, identity), self._read)
         return Reference(on_device(features, self.ranks.sums), identity)
 
     def floor(self, samples: int, splits: int) -> float | None:
@@ -168,28 +165,39 @@ class References:
         if splits < 1 or samples > every - 2:
             return None
         name = self._name("floor", self.identity("all"), [samples, splits])
-        read = lambda folder: float(read_json(folder / "floor.json")["floor"])  # noqa: E731
-        value = None
-        if self.ranks.rank == 0 and (cache_folder() / name).exists():
-            value = cached(name, lambda folder: None, read)
-        value = self.ranks.broadcast(value)
+        value = self.ranks.broadcast(self._cached(name, self._read_floor) if self.ranks.rank == 0 else None)
         if value is None:
             value = self._measure_floor(samples, splits, every)
-            if self.ranks.rank == 0:
-                cached(name, lambda folder: write_json(folder / "floor.json", {"floor": value}), read)
+            self._keep(name, lambda folder: write_json(folder / FLOOR, {"floor": value}), self._read_floor)
         return float(value)
 
     def _name(self, kind: str, identity: dict[str, Any], rest: Any) -> str:
         of = [FORMAT, identity["sha256"], identity["shape"], extractor_protocol(self.extractor), rest]
         return f"{kind}-{hashed(of)}"
 
-    def _cached(self, name: str) -> Features | None:
-        if not (cache_folder() / name).exists():
-            return None
+    @staticmethod
+    def _read(folder: Path) -> Features:
+        return read_statistics(folder / FILE)[0]
+
+    @staticmethod
+    def _read_floor(folder: Path) -> float:
+        return float(read_json(folder / FLOOR)["floor"])
+
+    @staticmethod
+    def _cached(name: str, read: Callable[[Path], T]) -> T | None:
+        """What is in the cache; None where there is nothing, or it is damaged, so that it is made again."""
         try:
-            return read_statistics(cache_folder() / name / FILE)[0]
-        except InputError:
-            return None  # damaged: it is made again
+            return read(cache_folder() / name)
+        except (InputError, KeyError, TypeError):
+            return None
+
+    def _keep(self, name: str, write: Callable[[Path], None], read: Callable[[Path], Any]) -> None:
+        """Leave what was made in the cache, or say why that cannot be; nothing depends on it."""
+        if self.ranks.rank == 0:
+            try:
+                cached(name, write, read)
+            except InputError as error:
+                tell(f"{error}; it is made again the next time")
 
     def _labels(self, split: Split) -> Tensor:
         labels = self.data.part(split).labels
