@@ -9,7 +9,8 @@ from diffusion_lab.errors import InputError
 from diffusion_lab.metrics.base import Score, SetMetric
 from diffusion_lab.metrics.bootstrap import centred
 from diffusion_lab.metrics.features import Features
-from diffusion_lab.metrics.frechet import FeatureGaussian, frechet_distance
+from diffusion_lab.metrics.frechet import frechet_distance
+from diffusion_lab.metrics.frechet_metric import weighted_gaussian
 
 RESAMPLES = 1000  # of the fit, each a sum of as many numbers as there are points
 
@@ -55,12 +56,11 @@ class FrechetInfinity(SetMetric):
         self.check(0, kept)
         counts = torch.linspace(self._least(kept), kept, self.points, dtype=torch.float64).round().long()
         generator = torch.Generator().manual_seed(self.seed)
-        origin, distances = made.gaussian.mean, []
+        sample, distances = made.sample.double(), []
         for count in counts.tolist():
-            chosen = torch.randperm(kept, generator=generator)[:count]
-            subset = FeatureGaussian(origin).to(origin.device)
-            subset.update(made.sample[chosen.to(made.sample.device)])
-            distances.append(frechet_distance(real.gaussian, subset.compute()))
+            chosen = torch.randperm(kept, generator=generator)[:count].to(sample.device)
+            subset = weighted_gaussian(sample[chosen], sample.new_ones(count))
+            distances.append(frechet_distance(real.gaussian, subset))
         return {"fd_infinity": _intercept(1 / counts.double(), torch.tensor(distances, dtype=torch.float64), generator)}
 
     def _least(self, made: int) -> int:
