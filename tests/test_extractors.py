@@ -249,9 +249,9 @@ def test_a_vision_transformer_that_cannot_be_had_is_refused_in_one_line(
     save_file(state, weights, metadata={"format": "pt"})
     damaged = tmp_path / "damaged" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow").mkdir()
     cases: list[tuple[Any, str, str]] = [
-        (DINOv2, "empty", r"no DINOv2 at .*empty, looked for in that folder \(.*\): give a folder"),
+        (DINOv2, "hollow", r"no DINOv2 at .*hollow, looked for in that folder \(.*\): give a folder"),
         (DINOv2, "damaged", "no DINOv2 at .*damaged, looked for in that folder"),
         (DINOv2, "lacking", "the DINOv2 at .*lacking lacks weights, such as layernorm.weight: get it again"),
         (DINOv2, "clip", "clip is a clip, no DINOv2: give a model of dinov2 or dinov2_with_registers"),
