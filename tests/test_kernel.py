@@ -36,8 +36,12 @@ def by_pairs(x: Tensor, y: Tensor) -> float:
         (
             {"degree": 2, "gamma": 0.1, "coef0": 0.5},
             {
-                **{"kid_kernel_poly_degree": 2, "kid_kernel_poly_gamma": 0.1, "kid_kernel_poly_coef0": 0.5},
-                **{"kid_degree": 2, "kid_gamma": 0.1, "kid_coef0": 0.5},  # what 0.3 calls them
+                "kid_kernel_poly_degree": 2,
+                "kid_kernel_poly_gamma": 0.1,
+                "kid_kernel_poly_coef0": 0.5,
+                "kid_degree": 2,  # what 0.3 calls them
+                "kid_gamma": 0.1,
+                "kid_coef0": 0.5,
             },
         ),
     ],
