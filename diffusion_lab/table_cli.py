@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from rich import get_console
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table as Grid
 
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import check_writable
-from diffusion_lab.tables.jobs import Job, jobs_of, measurements_of
-from diffusion_lab.tables.report import grids, results_of, verdict, write
-from diffusion_lab.tables.run import check, progress, spread, work_through
+from diffusion_lab.tables.check import check
+from diffusion_lab.tables.jobs import Job, Training, jobs_of, measurements_of
+from diffusion_lab.tables.report import grids, write
+from diffusion_lab.tables.results import results_of, verdict
+from diffusion_lab.tables.run import progress, spread, work_through
 from diffusion_lab.tables.spec import read_table, read_yaml
-from diffusion_lab.watch import progress_bar
 
 FOLDER = Path("experiments/tables")
 
@@ -41,10 +47,15 @@ def run_table(options: argparse.Namespace) -> None:
         check(table, jobs)
         print(progress(table, jobs))
     devices = 1 if options.worker else find_devices(options.devices)
-    if devices > 1 and any(not job.result.exists() for job in jobs):
-        spread(again(options), devices)
-    else:
-        quietly(jobs, options.worker)
+    try:
+        if devices > 1 and any(not job.result.exists() for job in jobs):
+            spread(again(options), devices)
+        else:
+            quietly(jobs)
+    except KeyboardInterrupt:
+        if not options.worker:
+            print(f"{progress(table, jobs)}; these are kept in {work}: repeat the command to go on", file=sys.stderr)
+        raise
     if options.worker:
         return
     found = results_of(table, [*measurements_of(jobs)])
@@ -57,24 +68,31 @@ def run_table(options: argparse.Namespace) -> None:
     for claim in table.claims:
         console.print(f"{claim.text}: {verdict(claim, found)}", highlight=False)
     command = f"diffusion-lab table {options.table} --edition {table.edition}"
-    for path in write(table, found, results, command):
+    trainings = [job for job in jobs if isinstance(job, Training)]
+    for path in write(table, found, results, command, trainings):
         print(f"wrote {path}")
 
 
-def quietly(jobs: list[Job], worker: bool) -> None:
-    """Work through the jobs with a bar, and without what Lightning has to say of each."""
+def quietly(jobs: list[Job]) -> None:
+    """Work through the jobs without what Lightning has to say of each."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    left = [job for job in jobs if not job.result.exists()]
+    with told(jobs) as tell:
+        work_through(jobs, tell)
 
-    with progress_bar(None if worker else "table", len(left)) as advance:
 
-        def told(job: Job) -> None:
-            print(job.title, flush=True)
-            advance()
-
-        work_through(jobs, told)
+@contextmanager
+def told(jobs: list[Job]) -> Iterator[Callable[[Job], None]]:
+    """What is told of each job before it runs: a bar that names it or, where there is no terminal, a line."""
+    console = get_console()  # the one that Lightning's bars use, so that both can be shown at once
+    if not console.is_terminal:
+        yield lambda job: print(job.title, flush=True)
+        return
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(jobs))
+        yield lambda job: bar.update(task, description=job.title, completed=sum(each.result.exists() for each in jobs))
 
 
 def find_devices(asked: int | None) -> int:

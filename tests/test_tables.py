@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,13 @@ from oracles import tiny_module
 
 from diffusion_lab import InputError, save
 from diffusion_lab.checkpoint import load_module
+from diffusion_lab.metrics import IMAGE_METRICS, SET_METRICS
 from diffusion_lab.tables import jobs as jobs_of_tables
 from diffusion_lab.tables import run
+from diffusion_lab.tables.check import check
 from diffusion_lab.tables.jobs import Measurement, Training, jobs_of, measurements_of, with_options
-from diffusion_lab.tables.report import Result, grids, markdown, results_of, verdict, why_not_compared, write
+from diffusion_lab.tables.report import grids, markdown, write
+from diffusion_lab.tables.results import METRICS, Result, results_of, verdict, why_not_compared
 from diffusion_lab.tables.spec import Cell, Claim, read_table
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +112,7 @@ def test_every_table_of_the_repository_is_one(path: Path, monkeypatch: pytest.Mo
         if any(cell.checkpoint is None for cell in table.cells.values()):
             assert len(table.training_seeds) == 3
         if edition == "digits":
-            run.check(table, jobs_of(table, tmp_path))
+            check(table, jobs_of(table, tmp_path))
 
 
 def test_later_layers_of_a_cell_rule_over_earlier_ones(folder: Path) -> None:
@@ -120,6 +128,58 @@ def test_later_layers_of_a_cell_rule_over_earlier_ones(folder: Path) -> None:
     assert (second.measure["steps"], second.measure["seed"], second.measure["sampler"]) == (3, 7, "ddim")
     assert table.cells["ddpm", "2"].measure["samples"] == 30
     assert table.cells["ddpm", "1"].measure["samples"] == 40
+
+
+def test_what_is_for_training_alone_leaves_the_data_that_are_measured(folder: Path) -> None:
+    changed = spec(folder)
+    edition = changed["editions"]["digits"]
+    del edition["checkpoint"]
+    edition |= {"options": {"data.batch_size": 32}, "train": {"data.batch_size": 16, "trainer.max_steps": 2}}
+    training, *_, measurement = jobs_of(read_table(written(folder, **changed)), folder / "work")
+    assert training.config["data"]["init_args"]["batch_size"] == 16
+    assert training.config["trainer"]["max_steps"] == 2
+    assert measurement.config["data"]["init_args"]["batch_size"] == 32
+
+
+def test_names_need_no_quotes_and_train_takes_true(folder: Path) -> None:
+    changed = spec(folder)
+    changed["columns"] = [{"name": 1, "measure": {"steps": 1}}, {"name": 2, "measure": {"steps": 2}}]
+    changed["rows"][0]["paper"] = {1: {"fd": 3.0}}
+    changed["claims"][0]["less"] = [[["ddim", 2], ["ddim", 1]]]
+    del changed["editions"]["digits"]["checkpoint"]
+    changed["editions"]["digits"] |= {"columns": [1], "train": True}
+    table = read_table(written(folder, **changed))
+    assert table.columns == ("1",)
+    assert table.cells["ddim", "1"].paper == {"fd": 3.0}
+    assert table.cells["ddim", "1"].checkpoint is None
+
+
+def nodes(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from nodes(inner, (*place, key))
+
+
+def test_any_value_of_a_wrong_kind_is_one_line(folder: Path) -> None:
+    whole, lines = spec(folder), list[str]()
+    whole["rows"][0]["cells"] = {"1": {"clip_x0": True}}
+    whole["editions"]["digits"]["cells"] = {"1": {"options": {"data.batch_size": 8}}}
+    for place in list(nodes(whole))[1:]:
+        for wrong in (None, 3, "x", True, [1], [[]], [{"name": "x"}], {"a": 1}, {}):
+            changed = copy.deepcopy(whole)
+            *path, last = place
+            inner: Any = changed
+            for key in path:
+                inner = inner[key]
+            inner[last] = wrong
+            (folder / "steps.yaml").write_text(yaml.safe_dump(changed))
+            try:
+                read_table(folder / "steps.yaml")
+            except InputError as error:
+                lines.append(str(error))
+    assert len(lines) > 200
+    assert not [line for line in lines if "\n" in line]
 
 
 def test_options_change_a_config_through_its_classes() -> None:
@@ -278,16 +338,28 @@ def test_what_cannot_run_is_one_line_before_anything_runs(
         return {"editions": {"digits": {**spec(folder)["editions"]["digits"], **more}}, "claims": []}
 
     for changes, message in (
-        ({"metrcs": ["fd"]}, "unknown key 'metrcs'; did you mean 'metrics'?"),
-        (with_row(mesure={}), "unknown key 'mesure'; did you mean 'measure'?"),
+        ({"metrcs": ["fd"]}, "unknown name 'metrcs': did you mean 'metrics'?"),
+        (with_row(mesure={}), "unknown name 'mesure': did you mean 'measure'?"),
         (with_row(paper={"3": {"fd": 1.0}}), "unknown name '3': allowed are 1, 2"),
         (with_row(measure={"sampler": "ddimm"}), "unknown sampler 'ddimm'"),
         (with_row(measure={"stepps": 3}), "stepps"),
         (with_row(measure={"weights": "raw"}), "holds averaged weights alone: train the row"),
         (with_row(paper={"1": {"fd": "good"}}), "must be numbers by metric"),
-        ({"claims": [{"text": "a", "metric": "fd", "less": [[["dim", "1"], ["ddim", "2"]]]}]}, "unknown name 'dim'"),
+        (
+            {"claims": [{"text": "a", "metric": "fd", "less": [[["dim", "1"], ["ddim", "2"]]]}]},
+            "unknown name 'dim': did",
+        ),
+        ({"claims": [{"text": "a", "metric": "fdd", "less": [[["ddim", "1"], ["ddim", "2"]]]}]}, "fdd is not measured"),
+        ({"metrics": ["fd", "recal"]}, "'ddim, 1': recal is not measured, only fd, precision, recall"),
+        ({"metrics": "fd"}, "metrics must be a list of str: got 'fd'"),
         ({"columns": [{"name": "1"}, {"name": "1"}]}, "has a name twice"),
+        (with_row(cells={"1": {"steps": 2000}}), "2000"),
+        (with_row(checkpoint="a", train=True), "given together"),
+        (with_row(measure={"guidance_scale": {"style": 2}}), "style"),
         (with_edition(config="none.yaml"), "cannot read none.yaml"),
+        (with_edition(sampling_seeds=3), "sampling_seeds must be a list of int: got 3"),
+        (with_edition(sampling_seeds=[1, 1]), "different seeds"),
+        (with_edition(measure={"extractor": "diffusion_lab.DigitClasifier"}), "did you mean 'DigitClassifier'?"),
         (with_edition(checkpoint="none"), "no checkpoint at none"),
         (with_edition(rows=["ddim", "euler"]), "unknown name 'euler'"),
         (with_edition(measure={"extractor": "diffusion_lab.DigitClassifier", "metrics": ["presision"]}), "presision"),
@@ -339,18 +411,34 @@ def result(values: list[float], paper: dict[str, float] | None = None, name: str
 @pytest.mark.parametrize(
     ("less", "more", "expected"),
     [
-        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], "appears (1.00 against 2.00)"),
-        ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], "is reversed (2.00 against 1.00)"),
-        ([1.0, 2.0, 0.0], [1.5, 2.5, 0.5], "is within the spread (1.00 against 1.50)"),
+        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], "appears (1.00 against 2.00, +1.00 ± 0.08)"),
+        ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], "is reversed (2.00 against 1.00, -1.00 ± 0.08)"),
+        ([1.0, 2.0, 0.0], [1.5, 2.5, 0.5], "is within the spread (1.00 against 1.50, +0.50 ± 0.82)"),
         # Standard errors of 0.1 / sqrt(3) each: twice that of the difference is 0.1633.
-        ([1.0, 1.1, 0.9], [1.16, 1.26, 1.06], "is within the spread (1.00 against 1.16)"),
-        ([1.0, 1.1, 0.9], [1.17, 1.27, 1.07], "appears (1.00 against 1.17)"),
+        ([1.0, 1.1, 0.9], [1.16, 1.26, 1.06], "is within the spread (1.00 against 1.16, +0.16 ± 0.08)"),
+        ([1.0, 1.1, 0.9], [1.17, 1.27, 1.07], "appears (1.00 against 1.17, +0.17 ± 0.08)"),
+        ([1.0], [9.0], "cannot be said of one seed (1.00 against 9.00)"),
         ([], [1.0], "not yet run"),
     ],
 )
 def test_a_claim_appears_beyond_twice_the_error(less: list[float], more: list[float], expected: str) -> None:
     claim = Claim("", "fd", (((("a", "")), ("b", "")),))
     assert verdict(claim, {("a", ""): result(less), ("b", ""): result(more)}) == expected
+
+
+def test_samples_of_one_training_are_not_taken_for_trainings() -> None:
+    """Two trainings, 1 and 3 on average, of three samplings each: the mean's error is sqrt(2) / sqrt(2), not less."""
+    trained = result([0.9, 1.0, 1.1, 2.9, 3.0, 3.1])
+    for i, record in enumerate(trained.records):
+        record["training_seed"] = i // 3  # type: ignore[index]
+    assert trained.standard_error("fd") == pytest.approx(1.0)
+    assert trained.deviation("fd") == pytest.approx(statistics.stdev([0.9, 1.0, 1.1, 2.9, 3.0, 3.1]))
+    fixed = result([0.9, 1.0, 1.1, 2.9, 3.0, 3.1])
+    assert fixed.standard_error("fd") == pytest.approx(fixed.deviation("fd") / 6**0.5)
+    one = result([0.9, 1.0, 1.1])
+    for record in one.records:
+        record["training_seed"] = 0  # type: ignore[index]
+    assert math.isnan(one.standard_error("fd")), "three samples of one training are one training"
 
 
 def test_a_model_that_diverged_is_worse() -> None:
@@ -364,7 +452,15 @@ def test_a_model_that_diverged_is_worse() -> None:
 def test_several_pairs_are_counted() -> None:
     claim = Claim("", "fd", ((("a", ""), ("b", "")), (("b", ""), ("a", "")), (("c", ""), ("a", ""))))
     results = {("a", ""): result([1.0, 1.1]), ("b", ""): result([2.0, 2.1])}
-    assert verdict(claim, results) == "appears in 1 of 2, is reversed in 1 of 2 (1.05 against 2.05; 2.05 against 1.05)"
+    assert verdict(claim, results) == (
+        "appears in 1 of 2, is reversed in 1 of 2 (1.05 against 2.05, +1.00 ± 0.07; 2.05 against 1.05, -1.00 ± 0.07)"
+    )
+
+
+def test_every_metric_of_the_package_has_a_title() -> None:
+    names = {name for metric in (*SET_METRICS.values(), *IMAGE_METRICS.values()) for name in metric.names}
+    assert names - METRICS.keys() == {"kd_deviation", "is_deviation"}
+    assert METRICS.keys() <= names
 
 
 def test_numbers_stand_beside_the_papers_and_compare_only_by_its_protocol(folder: Path) -> None:
@@ -372,7 +468,7 @@ def test_numbers_stand_beside_the_papers_and_compare_only_by_its_protocol(folder
     results = {place: result([1.0, 2.0, 3.0], {"fd": 3.0} if place[0] == "ddim" else None) for place in table.cells}
     assert why_not_compared(table, results) == ""
     heading, grid = grids(table, results)[0]
-    assert heading == "FD (digits): ours (paper, difference)"
+    assert heading == "FD (digits), lower is better: ours (paper, difference)"
     assert grid[0] == ["steps", "1", "2"]
     assert grid[1][1] == "2.00 ± 1.00 (3, -1.00)"
     assert grid[2][1] == "2.00 ± 1.00 (—, —)"
@@ -385,14 +481,64 @@ def test_numbers_stand_beside_the_papers_and_compare_only_by_its_protocol(folder
         "and 50000 there"
     )
     heading, grid = grids(other, results)[0]
-    assert heading == "FD (digits): ours (paper)"
+    assert heading == "FD (digits), lower is better: ours (paper)"
     assert grid[1][1] == "2.00 ± 1.00 (3)"
     text = markdown(other, results, "diffusion-lab table steps.yaml")
     assert f"The paper's numbers are not compared with these: {why}." in text
     assert "20 samples against the 1,437 training images, features of digits (resize: none); 20 real images" in text
-    assert "| More steps are better | is within the spread (2.00 against 2.00) |" in text
+    assert "| More steps are better | is within the spread (2.00 against 2.00, +0.00 ± 0.82) |" in text
+    unknown = read_table(written(folder, paper={**table.paper, "protocol": None}))
+    assert why_not_compared(unknown, results) == "the paper's protocol is not known"
     fid = {place: result([1.0, 2.0], name="inception") for place in table.cells}
-    assert grids(table, fid)[0][0].startswith("FID: ours")
+    assert grids(table, fid)[0][0].startswith("FID, lower is better: ours")
+
+
+def test_what_a_row_or_column_says_itself_is_the_papers_too(folder: Path) -> None:
+    """A column of held-out images compares with the paper's, and samples of another number in one cell with none."""
+    changed = spec(folder)
+    changed["columns"][1]["measure"]["reference"] = "validation"
+    table = read_table(written(folder, **changed))
+    held_out = result([1.0, 2.0])
+    for measured in held_out.measured:
+        measured["protocol"]["reference"]["split"] = "validation"
+    results = {
+        (row, column): Result(cell, (held_out if column == "2" else result([1.0, 2.0])).records)
+        for (row, column), cell in table.cells.items()
+    }
+    assert why_not_compared(table, results) == ""
+    swapped = {place: Result(cell, result([1.0, 2.0]).records) for place, cell in table.cells.items()}
+    assert why_not_compared(table, swapped) == "reference is train here and validation there"
+    fewer = result([1.0, 2.0])
+    for measured in fewer.measured:
+        measured["protocol"]["samples"] = 10
+    results["ddpm", "1"] = Result(table.cells["ddpm", "1"], fewer.records)
+    assert why_not_compared(table, results) == "samples is 10 here and 20 there"
+
+
+def test_statistics_in_a_file_are_named(folder: Path) -> None:
+    table = read_table(written(folder))
+    results = {place: result([1.0, 2.0]) for place in table.cells}
+    for each in results.values():
+        for measured in each.measured:
+            measured["protocol"]["reference"] = {"split": "unstated", "data": "x.npz", "images": None, "sha256": "c"}
+    assert "20 samples against the statistics of x.npz" in markdown(table, results, "command")
+
+
+def test_a_precision_is_part_of_what_is_measured(folder: Path) -> None:
+    config = yaml.safe_load((written(folder), folder / "fit.yaml")[1].read_text())
+    before = [job.result for job in jobs_of(read_table(folder / "steps.yaml"), folder)]
+    config["trainer"]["precision"] = "bf16-mixed"
+    (folder / "fit.yaml").write_text(yaml.safe_dump(config))
+    after = [job.result for job in jobs_of(read_table(folder / "steps.yaml"), folder)]
+    assert not set(before) & set(after)
+
+
+def test_each_process_gets_a_gpu_of_those_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in run.environments(2)] == ["3", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in run.environments(2)] == ["0", "1"]
 
 
 def test_the_files_of_a_result_hold_every_score(folder: Path) -> None:
@@ -457,3 +603,25 @@ def test_a_measurement_waits_for_its_training(tmp_path: Path) -> None:
     training.folder.mkdir(parents=True)
     training.checkpoint.touch()
     assert job.ready
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trains", [False, True])
+def test_an_interrupt_says_what_is_kept(folder: Path, trains: bool) -> None:
+    """Also where Lightning makes a plain exit of it, in training and in validation."""
+    changed = spec(folder)
+    if trains:
+        del changed["editions"]["digits"]["checkpoint"]
+        changed["editions"]["digits"]["train"] = {"trainer.max_steps": 100_000}
+    arguments = [sys.executable, "-m", "diffusion_lab", "table", str(written(folder, **changed))]
+    process = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(("training of ddim", "ddim, 1, seed 1")):
+            break
+    time.sleep(5 if trains else 0.3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "are kept in logs/tables/steps_digits: repeat the command to go on" in error
+    assert "Traceback" not in error

@@ -1,4 +1,4 @@
-"""Tables of papers: what one is (spec), what has to be run for it (jobs), running it (run), and its result (report)."""
+"""Tables of papers: what one is, what has to be run for it, running it once, and what is made of the numbers."""
 
 from diffusion_lab.tables.jobs import Measurement, Training
 from diffusion_lab.tables.spec import Cell, Claim, Table, read_table

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ class Training:
     Attributes:
         work: The table's folder.
         config: The whole config.
+        of: The first row that it is for.
     """
 
     work: Path
     config: Mapping[str, Any]
+    of: str = field(default="", compare=False)
 
     @cached_property
     def folder(self) -> Path:
@@ -45,6 +48,11 @@ class Training:
         return self.checkpoint
 
     @property
+    def record(self) -> Path:
+        """What is said of it when it has finished."""
+        return self.folder / "finished.json"
+
+    @property
     def ready(self) -> bool:
         """Whether it can be run now."""
         return True
@@ -52,7 +60,12 @@ class Training:
     @property
     def title(self) -> str:
         """For a progress bar."""
-        return f"training, seed {self.config['seed_everything']}"
+        return f"training of {self.of}, seed {self.config['seed_everything']}"
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, without what a kill has cost; nothing where that was not recorded."""
+        return float(read_json(self.record)["seconds"]) if self.record.is_file() else math.nan
 
 
 @dataclass(frozen=True)
@@ -76,8 +89,10 @@ class Measurement:
     @cached_property
     def result(self) -> Path:
         """Its score's file, named by the hash of all that it depends on."""
-        model = self.training.config if self.training else digest(Path(str(self.cell.checkpoint)))
+        model = self.training.config if self.training else digest(self.model)
         of = [self.config["data"], dict(self.cell.measure), self.seed, model]
+        if self.training is None and self.precision is not None:  # what is trained has it in its config
+            of.append(self.precision)
         return self.work / "scores" / f"{hashed(of)}.json"
 
     @property
@@ -89,6 +104,11 @@ class Measurement:
     def model(self) -> Path:
         """The checkpoint that is measured."""
         return self.training.checkpoint if self.training else Path(str(self.cell.checkpoint))
+
+    @property
+    def precision(self) -> Any:
+        """What the network computes in; Lightning's own unless the config says."""
+        return self.config.get("trainer", {}).get("precision")
 
     @property
     def training_seed(self) -> int | None:
@@ -124,7 +144,8 @@ def jobs_of(table: Table, work: Path) -> list[Job]:
         for training_seed in table.training_seeds if cell.checkpoint is None else (None,):
             training = None
             if training_seed is not None:
-                training = Training(work, trained(config, training_seed))
+                changed = with_options(config, cell.train, cell.config)
+                training = Training(work, trained(changed, training_seed), cell.row)
                 training = trainings.setdefault(training.folder.name, training)
             measurements += [Measurement(work, cell, config, seed, training) for seed in table.sampling_seeds]
     return [*trainings.values(), *measurements]

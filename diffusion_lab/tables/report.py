@@ -1,207 +1,79 @@
-"""The result of a table: numbers beside the paper's as Markdown and CSV, and a plot."""
+"""The result of a table: numbers beside the paper's, as grids of text, Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from diffusion_lab.errors import InputError
 from diffusion_lab.files import atomic_file
-from diffusion_lab.tables.jobs import Measurement
-from diffusion_lab.tables.spec import ONLY, Cell, Claim, Table
+from diffusion_lab.tables.jobs import Training
+from diffusion_lab.tables.plot import plot
+from diffusion_lab.tables.results import (
+    NOT_FINITE,
+    Result,
+    Results,
+    better,
+    number,
+    places,
+    title_of,
+    verdict,
+    why_not_compared,
+)
+from diffusion_lab.tables.spec import ONLY, Cell, Table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-TITLES = {
-    "fd": "FD",
-    "kd": "KD",
-    "is": "IS",
-    "accuracy": "accuracy, %",
-    "precision": "precision",
-    "recall": "recall",
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "consistency": "consistency",
-}
-PLACES = {"fd": 2, "kd": 4, "is": 2, "accuracy": 1, "precision": 3, "recall": 3, "psnr": 2, "ssim": 3, "lpips": 3}
 IMAGES = {"train": "training images", "validation": "held-out images", "all": "images"}
-NOT_FINITE = "not finite"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a cell.
-
-    Attributes:
-        cell: The cell.
-        records: The score files of its measurements.
-    """
-
-    cell: Cell
-    records: Sequence[Mapping[str, Any]]
-
-    @property
-    def measured(self) -> list[Mapping[str, Any]]:
-        """The measurements of models that did not diverge."""
-        return [record["measured"] for record in self.records if "measured" in record]
-
-    def values(self, metric: str) -> list[float]:
-        """A metric's values, one for each training and sampling seed; raises InputError where it was not measured."""
-        for measured in self.measured:
-            if metric not in measured["metrics"]:
-                known = ", ".join(measured["metrics"])
-                raise InputError(f"{self.cell.row!r} was measured without {metric}: its metrics are {known}")
-        return [float(measured["metrics"][metric]["value"]) for measured in self.measured]
-
-    def mean(self, metric: str) -> float:
-        """The mean over seeds; not a number where a model diverged."""
-        return statistics.mean(self.values(metric)) if self.complete else math.nan
-
-    def deviation(self, metric: str) -> float:
-        """The deviation over all seeds, of training and of sampling together."""
-        values = self.values(metric)
-        return statistics.stdev(values) if self.complete and len(values) > 1 else math.nan
-
-    @property
-    def complete(self) -> bool:
-        """Whether every measurement gave a number."""
-        return len(self.measured) == len(self.records) > 0
-
-
-def results_of(table: Table, jobs: Sequence[Measurement]) -> dict[tuple[str, str], Result]:
-    """The results by row and column, of the measurements that are finished."""
-    records: dict[tuple[str, str], list[Mapping[str, Any]]] = {place: [] for place in table.cells}
-    for job in jobs:
-        if job.result.exists():
-            records[job.cell.row, job.cell.column].append(job.read())
-    return {place: Result(cell, records[place]) for place, cell in table.cells.items()}
-
-
-def title_of(metric: str, table: Table, results: Mapping[tuple[str, str], Result]) -> str:
-    """A metric's title, with the extractor's name where it is one of features that are not Inception's."""
-    title = TITLES.get(metric, metric)
-    name = next((m["protocol"]["extractor"]["name"] for result in results.values() for m in result.measured), None)
-    if metric.split("_", maxsplit=1)[0] not in ("fd", "kd", "is") or name is None:
-        return title
-    return {"FD": "FID", "KD": "KID"}.get(title, title) if name == "inception" else f"{title} ({name})"
-
-
-def why_not_compared(table: Table, results: Mapping[tuple[str, str], Result]) -> str:
-    """In what a table's protocol differs from the paper's; nothing where the numbers may be compared.
-
-    A paper's data set is that of the edition that is named after it: its lower-case letters and digits begin it.
-    """
-    measured = next((m for result in results.values() for m in result.measured), None)
-    if measured is None:
-        return "nothing is measured yet"
-    protocol, paper = measured["protocol"], table.protocol
-    plain = "".join(filter(str.isalnum, str(table.paper["dataset"]).lower()))
-    ours = {
-        "extractor": protocol["extractor"]["name"],
-        "samples": protocol["samples"],
-        "reference": protocol["reference"]["split"],
-    }
-    differ = [f"{name} is {ours[name]} here and {value} there" for name, value in paper.items() if ours[name] != value]
-    if not plain.startswith("".join(filter(str.isalnum, table.edition.lower()))):
-        differ.insert(0, f"the data are {table.edition} here and {table.paper['dataset']} there")
-    return "; ".join(differ)
-
-
-def verdict(claim: Claim, results: Mapping[tuple[str, str], Result]) -> str:
-    """Whether a claim appears, with its numbers.
-
-    A pair of cells shows it where the means differ by more than twice the error of their difference, the root of the
-    sum of the squared standard errors over seeds; reverses it where they differ by as much to the other side; and is
-    within the spread in between. A model that diverged is worse than any that did not.
-    """
-    shown, words = list[int](), list[str]()
-    for one, other in claim.less:
-        if one not in results or other not in results:
-            continue
-        pair = results[one], results[other]
-        if not all(each.records for each in pair):
-            return "not yet run"
-        ours, theirs = (each.mean(claim.metric) for each in pair)
-        words.append(f"{number(ours, claim.metric)} against {number(theirs, claim.metric)}")
-        if math.isnan(ours) or math.isnan(theirs):
-            shown.append(pair[0].complete - pair[1].complete)
-            continue
-        error = math.hypot(*(_standard_error(each, claim.metric) for each in pair))
-        shown.append(0 if abs(theirs - ours) <= 2 * error else 1 if theirs > ours else -1)
-    if not shown:
-        return "not in this edition"
-    said = {"appears": shown.count(1), "is within the spread": shown.count(0), "is reversed": shown.count(-1)}
-    parts = [
-        what if count == len(shown) else f"{what} in {count} of {len(shown)}" for what, count in said.items() if count
-    ]
-    return f"{', '.join(parts)} ({'; '.join(words)})"
-
-
-def _standard_error(result: Result, metric: str) -> float:
-    deviation = result.deviation(metric)
-    return 0.0 if math.isnan(deviation) else deviation / math.sqrt(len(result.records))
-
-
-def number(value: float, metric: str) -> str:
-    """A value with the decimals that its metric has."""
-    return NOT_FINITE if math.isnan(value) else f"{value:.{PLACES.get(metric, 2)}f}"
+NONE = "—"
 
 
 def entry(result: Result, metric: str, compared: bool) -> list[str]:
     """Ours, the paper's and, where they may be compared, their difference."""
+    paper, difference = _paper(result.cell, metric), NONE
     if not result.records:
-        return ["not yet run", _paper(result.cell, metric), *(["—"] if compared else [])]
-    if not result.complete:
-        ours = NOT_FINITE
-    else:
-        spread = result.deviation(metric)
-        ours = number(result.mean(metric), metric) + ("" if math.isnan(spread) else f" ± {number(spread, metric)}")
-    difference = "—"
-    if compared and metric in result.cell.paper and result.complete:
-        difference = f"{result.mean(metric) - result.cell.paper[metric]:+.{PLACES.get(metric, 2)}f}"
-    return [ours, _paper(result.cell, metric), *([difference] if compared else [])]
+        return ["not yet run", paper, *([difference] if compared else [])]
+    spread, mean = result.deviation(metric), result.mean(metric)
+    ours = number(mean, metric) + ("" if math.isnan(spread) else f" ± {number(spread, metric)}")
+    if metric in result.cell.paper and result.complete:
+        difference = f"{mean - result.cell.paper[metric]:+.{places(metric)}f}"
+    return [ours, paper, *([difference] if compared else [])]
 
 
 def _paper(cell: Cell, metric: str) -> str:
-    return f"{cell.paper[metric]:g}" if metric in cell.paper else "—"
+    return f"{cell.paper[metric]:g}" if metric in cell.paper else NONE
 
 
-def grids(table: Table, results: Mapping[tuple[str, str], Result]) -> list[tuple[str, list[list[str]]]]:
+def grids(table: Table, results: Results) -> list[tuple[str, list[list[str]]]]:
     """The table's grids as rows of text, headings first: one for each metric where it has columns, or one in all."""
     compared = not why_not_compared(table, results)
+    given = {metric: any(metric in cell.paper for cell in table.cells.values()) for metric in table.metrics}
     parts = ["ours", "paper", *(["difference"] if compared else [])]
     if table.columns == (ONLY,):
-        headings = [f"{title_of(metric, table, results)}, {part}" for metric in table.metrics for part in parts]
-        rows = [
-            [row, *(text for metric in table.metrics for text in entry(results[row, ONLY], metric, compared))]
-            for row in table.rows
-        ]
-        return [("", [["", *headings], *rows])]
+        headings, rows = [""], [[row] for row in table.rows]
+        for metric in table.metrics:
+            shown = len(parts) if given[metric] else 1
+            headings += [f"{title_of(metric, results)}, {part}" for part in parts[:shown]]
+            for texts in rows:
+                texts.extend(entry(results[texts[0], ONLY], metric, compared)[:shown])
+        return [("", [headings, *rows])]
     found = []
     for metric in table.metrics:
-        given = any(metric in cell.paper for cell in table.cells.values())
         rows = []
         for row in table.rows:
             texts = []
             for column in table.columns:
-                ours, paper, *difference = entry(results[row, column], metric, compared)
-                beside = ", ".join([paper, *difference]) if given else ""
-                texts.append(f"{ours} ({beside})" if beside else ours)
+                ours, *beside = entry(results[row, column], metric, compared)
+                texts.append(f"{ours} ({', '.join(beside)})" if given[metric] else ours)
             rows.append([row, *texts])
-        heading = title_of(metric, table, results) + (f": ours ({', '.join(parts[1:])})" if given else "")
+        heading = f"{title_of(metric, results)}{better(metric)}"
+        heading += f": ours ({', '.join(parts[1:])})" if given[metric] else ""
         found.append((heading, [[table.axis, *table.columns], *rows]))
     return found
 
 
-def markdown(table: Table, results: Mapping[tuple[str, str], Result], command: str) -> str:
+def markdown(table: Table, results: Results, command: str, trainings: Sequence[Training] = ()) -> str:
     """The whole result as Markdown."""
     paper, why = table.paper, why_not_compared(table, results)
     records = [record for result in results.values() for record in result.records]
@@ -222,14 +94,34 @@ def markdown(table: Table, results: Mapping[tuple[str, str], Result], command: s
     if why:
         lines += ["", f"The paper's numbers are not compared with these: {why}."]
     if table.claims:
-        lines += ["", "| what the table is meant to show | here |", "|---|---|"]
-        lines += [_line([claim.text, verdict(claim, results)]) for claim in table.claims]
-    lines += ["", f"![The same as a plot]({table.name}_{table.edition}.png)", "", f"Command: `{command}`"]
+        lines += ["", "| what the table is meant to show | here: means, their difference ± its standard error |"]
+        lines += ["|---|---|", *(_line([claim.text, verdict(claim, results)]) for claim in table.claims)]
+        lines += ["", "A claim appears where a difference is more than twice its standard error over seeds."]
+    lines += ["", f"![The same as a plot]({table.name}_{table.edition}.png)", "", *_rows(table)]
+    lines += ["", f"Command: `{command}`"]
     if records:
-        spent = sum(record["seconds"] for record in records) / 60
         versions = ", ".join(f"{name} {value}" for name, value in records[0]["versions"].items())
-        lines += ["", f"{records[0]['device']}; {spent:.1f} minutes of measuring in all; {versions}."]
+        devices = " and ".join(dict.fromkeys(record["device"] for record in records))
+        lines += ["", f"{devices}; {_spent(records, trainings)}; {versions}."]
     return "\n".join(lines) + "\n"
+
+
+def _rows(table: Table) -> list[str]:
+    """What each row is, as far as its YAML says the same of all its columns."""
+    lines = []
+    for row in table.rows:
+        cells = [table.cells[row, column] for column in table.columns]
+        said = [{f"`{key}: {value}`" for key, value in cell.said.items()} for cell in cells]
+        if common := sorted(set.intersection(*said)):
+            lines.append(f"- {row}: {', '.join(common)}")
+    return lines
+
+
+def _spent(records: Sequence[Mapping[str, Any]], trainings: Sequence[Training]) -> str:
+    """How long it took in all."""
+    measuring = f"{sum(record['seconds'] for record in records) / 60:.1f} minutes of measuring"
+    training = sum(each.seconds for each in trainings) / 60
+    return measuring if not trainings or math.isnan(training) else f"{training:.1f} minutes of training and {measuring}"
 
 
 def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
@@ -237,102 +129,48 @@ def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
     measured = [record["measured"] for record in records if "measured" in record]
     if not measured:
         return "Not yet run."
-    protocol = measured[0]["protocol"]
-    references = {each["protocol"]["reference"]["sha256"]: each["protocol"]["reference"] for each in measured}
-    images = " or ".join(f"the {each['images']:,} {IMAGES[each['split']]}" for each in references.values())
-    words = f"{protocol['samples']:,} samples against {images}, features of {protocol['extractor']['name']}"
-    words += f" (resize: {protocol['extractor']['resize']})"
-    if measured[0].get("floor") is not None:
-        words += f"; {protocol['samples']:,} real images against the rest have {measured[0]['floor']:.2f}"
+    protocols = [each["protocol"] for each in measured]
+    references = {each["reference"]["sha256"]: _images(each["reference"]) for each in protocols}
+    samples = " or ".join(f"{count:,}" for count in sorted({each["samples"] for each in protocols}))
+    extractors = {each["extractor"]["name"]: each["extractor"]["resize"] for each in protocols}
+    words = f"{samples} samples against {' or '.join(references.values())}, features of "
+    words += " and ".join(f"{name} (resize: {resize})" for name, resize in extractors.items())
+    floors = {each["protocol"]["samples"]: each["floor"] for each in measured if each.get("floor") is not None}
+    for count, floor in sorted(floors.items()):
+        words += f"; {count:,} real images against the rest have {floor:.2f}"
     return f"{words}."
+
+
+def _images(reference: Mapping[str, Any]) -> str:
+    if reference["split"] not in IMAGES:  # statistics in a file
+        return f"the statistics of {reference['data']}"
+    return f"the {reference['images']:,} {IMAGES[reference['split']]}"
 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def plot(table: Table, results: Mapping[tuple[str, str], Result]) -> Figure:
-    """A panel for each metric: lines of rows over columns, or points of rows; the paper's where they compare."""
-    from diffusion_lab.figures.panels import finish, panels
-
-    compared = not why_not_compared(table, results)
-    lines = table.columns == (ONLY,)
-    figure, axes = panels(len(table.metrics), dict.fromkeys(table.rows), columns=3)
-    for axis, metric in zip(axes, table.metrics, strict=True):
-        if lines:
-            for i, row in enumerate(table.rows):
-                result = results[row, ONLY]
-                if result.complete:
-                    axis.errorbar(result.mean(metric), i, xerr=_bar(result, metric), fmt="o", capsize=3, color="C0")
-                if compared and metric in result.cell.paper:
-                    axis.plot(result.cell.paper[metric], i, marker="x", color="C1", linestyle="")
-            axis.set_yticks(range(len(table.rows)), table.rows)
-            axis.invert_yaxis()
-            axis.set_xlabel(title_of(metric, table, results))
-            continue
-        positions = list(range(len(table.columns)))
-        for row in table.rows:
-            chosen = [results[row, column] for column in table.columns]
-            means = [result.mean(metric) for result in chosen]
-            drawn = axis.errorbar(
-                positions,
-                means,
-                [_bar(result, metric) for result in chosen],
-                marker="o",
-                markersize=4,
-                capsize=2,
-                label=row,
-            )
-            if compared and all(metric in result.cell.paper for result in chosen):
-                theirs = [result.cell.paper[metric] for result in chosen]
-                axis.plot(positions, theirs, "x", color=drawn[0].get_color())
-        axis.set_xticks(positions, table.columns)
-        axis.set(xlabel=table.axis, ylabel=title_of(metric, table, results))
-        values = [result.mean(metric) for result in results.values() if result.complete]
-        if values and min(values) > 0 and max(values) > 10 * min(values):
-            axis.set_yscale("log")
-    if lines:
-        for axis in axes:
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
-        return figure
-    return finish(figure, axes)
-
-
-def _bar(result: Result, metric: str) -> float:
-    deviation = result.deviation(metric) if result.complete else math.nan
-    return 0.0 if math.isnan(deviation) else deviation
-
-
-def comma_separated(table: Table, results: Mapping[tuple[str, str], Result]) -> str:
+def comma_separated(table: Table, results: Results) -> str:
     """Every single score as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "column", "metric", "training_seed", "sampling_seed", "value", "low", "high", "paper"])
     for (row, column), result in results.items():
         for record in result.records:
+            place = [row, column]
             seeds = [record["training_seed"], record["sampling_seed"]]
             for metric in table.metrics:
-                score = record["measured"]["metrics"][metric] if "measured" in record else {"value": "not finite"}
-                writer.writerow(
-                    [
-                        row,
-                        column,
-                        metric,
-                        *seeds,
-                        score["value"],
-                        score.get("low"),
-                        score.get("high"),
-                        result.cell.paper.get(metric),
-                    ]
-                )
+                score = record["measured"]["metrics"][metric] if "measured" in record else {"value": NOT_FINITE}
+                interval = [score.get("low"), score.get("high")]
+                writer.writerow([*place, metric, *seeds, score["value"], *interval, result.cell.paper.get(metric)])
     return text.getvalue()
 
 
-def write(table: Table, results: Mapping[tuple[str, str], Result], folder: Path, command: str) -> list[Path]:
+def write(table: Table, results: Results, folder: Path, command: str, trainings: Sequence[Training] = ()) -> list[Path]:
     """Write Markdown, CSV and plot; the files."""
     stem = f"{table.name}_{table.edition}"
-    texts = {"md": markdown(table, results, command), "csv": comma_separated(table, results)}
+    texts = {"md": markdown(table, results, command, trainings), "csv": comma_separated(table, results)}
     paths = []
     for ending, text in texts.items():
         path = folder / f"{stem}.{ending}"

@@ -2,106 +2,68 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from rich import get_console
 
-from diffusion_lab.callbacks.fid import FIDCallback
 from diffusion_lab.checkpoint import load_module
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.data_config import build_data
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
-from diffusion_lab.metrics.extractors import DigitClassifier
-from diffusion_lab.module import DiffusionModule
+from diffusion_lab.tables.check import build_callback
 from diffusion_lab.tables.jobs import Job, Measurement, Training
 from diffusion_lab.tables.spec import ONLY, Table
-from diffusion_lab.training_cli import Parser, TrainingCLI, run_training
+from diffusion_lab.training_cli import TrainingCLI, run_training
 
 WAIT = 2.0  # seconds between looks at what other processes have under way
-PARTS = 10  # in how many parts a training is saved, so that one that was killed goes on
+GRACE = 30.0  # seconds that processes have to end once the person has had enough
+PARTS, STEPS = 10, 1000  # a training is saved in that many parts, or after as many steps, whichever is less
 
 
 class TableTraining(TrainingCLI):
-    """fit without its summary, which saves its checkpoint where a table looks for it."""
+    """fit on one device and without its summary, which saves its checkpoint where a table looks for it."""
 
-    folder: Path
+    job: Training
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        # One device, so that the table's processes each have their own, and no bars in a log file.
+        own: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+        if not get_console().is_terminal:
+            own["enable_progress_bar"] = False
+        trainer = super().instantiate_trainer(**own, **kwargs)
         steps = trainer.max_steps  # -1 where epochs are counted
-        trainer.callbacks.append(  # type: ignore[attr-defined]  # Lightning sets it in a connector
-            ModelCheckpoint(
-                self.folder,
-                filename="last",
-                every_n_train_steps=max(1, steps // PARTS) if steps > 0 else None,
-                enable_version_counter=False,
-            )
+        saves = ModelCheckpoint(
+            self.job.folder,
+            filename="last",
+            every_n_train_steps=max(1, min(steps // PARTS, STEPS)) if steps > 0 else None,
+            enable_version_counter=False,
         )
+        self.timer = Timer()  # whose time is in the checkpoint, and goes on where a killed run does
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+        callbacks.remove(self.keeper)  # the command is repeated as it is
+        callbacks += [saves, self.timer]
         return trainer
 
     def after_fit(self) -> None:
-        temporary = self.folder / "finishing.ckpt"
+        temporary = self.job.folder / "finishing.ckpt"
         self.trainer.save_checkpoint(temporary)
-        temporary.replace(self.folder / "finished.ckpt")
-
-
-def build_callback(measure: Mapping[str, Any]) -> FIDCallback:
-    """The FID callback of a table's `measure`; raises InputError for an argument that it does not take."""
-    parser = Parser(prog="diffusion-lab table")
-    parser.add_class_arguments(FIDCallback, "measure")
-    # Copies here and below, since parsing turns what it is given into objects of its own.
-    try:
-        return parser.instantiate(parser.parse_object({"measure": copy.deepcopy(dict(measure))})).measure
-    except InputError:
-        raise
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"measure: {' '.join(str(error).split())}") from error
-
-
-def build_model(model: Mapping[str, Any]) -> DiffusionModule:
-    """The module of a config; raises InputError for a key, a type or a combination that is wrong."""
-    parser = Parser(prog="diffusion-lab table")
-    parser.add_lightning_class_args(DiffusionModule, "model")
-    try:
-        return parser.instantiate(parser.parse_object({"model": copy.deepcopy(dict(model))})).model
-    except InputError:
-        raise
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"model: {' '.join(str(error).split())}") from error
-
-
-def check(table: Table, jobs: list[Job]) -> None:
-    """Raise InputError for what would fail only when a job runs, as far as it can be known now."""
-    for cell in table.cells.values():
-        where = ", ".join(filter(None, (cell.row, cell.column)))
-        try:
-            # Its own extractor may be large, or have to be downloaded.
-            callback = build_callback({**cell.measure, "extractor": f"diffusion_lab.{DigitClassifier.__name__}"})
-        except InputError as error:
-            raise InputError(f"{table.name}: {where!r}: {error}") from error
-        if cell.checkpoint is not None and callback.weights == "raw" and Path(cell.checkpoint).is_dir():
-            raise InputError(f"{table.name}: {where!r}: {cell.checkpoint} holds averaged weights alone: train the row")
-    seen: list[Any] = []
-    for job in jobs:
-        if isinstance(job, Measurement) and job.config["data"] not in seen:
-            seen.append(job.config["data"])
-            build_data(dict(job.config), Path(job.cell.config))
-        if isinstance(job, Training) and job.config["model"] not in seen:
-            seen.append(job.config["model"])
-            build_model(job.config["model"])
+        write_json(self.job.record, {"seconds": self.timer.time_elapsed("train"), **where()})
+        temporary.replace(self.job.checkpoint)
 
 
 def work_through(jobs: list[Job], told: Callable[[Job], None]) -> None:
@@ -127,14 +89,13 @@ def work_through(jobs: list[Job], told: Callable[[Job], None]) -> None:
 
 def train(job: Training) -> None:
     """Train, or go on where a run was killed."""
-    import yaml
-
     config, last = job.folder / "config.yaml", job.folder / "last.ckpt"
     job.folder.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(dict(job.config), sort_keys=False))
     arguments = ["fit", "--config", str(config), "--trainer.default_root_dir", str(job.folder)]
     arguments += ["--ckpt_path", str(last)] if last.is_file() else []
-    run_training(arguments, type("TableTraining", (TableTraining,), {"folder": job.folder}))
+    with interruptible():
+        run_training(arguments, type("TableTraining", (TableTraining,), {"job": job}))
 
 
 def measure(job: Measurement, data: dict[str, Unconditional]) -> None:
@@ -147,7 +108,7 @@ def measure(job: Measurement, data: dict[str, Unconditional]) -> None:
     trainer = Trainer(
         accelerator="auto",
         devices=1,
-        precision=job.config.get("trainer", {}).get("precision"),
+        precision=job.precision,
         logger=False,
         callbacks=[callback],
         limit_val_batches=1,  # the loss is not what is wanted
@@ -158,7 +119,8 @@ def measure(job: Measurement, data: dict[str, Unconditional]) -> None:
     )
     record: dict[str, Any] = {"row": job.cell.row, "column": job.cell.column}
     try:
-        trainer.validate(module, data[key], verbose=False)
+        with interruptible():
+            trainer.validate(module, data[key], verbose=False)
         record["measured"] = module.measured
     except FloatingPointError as error:  # a model that diverged is a result
         record["failed"] = str(error)
@@ -166,10 +128,26 @@ def measure(job: Measurement, data: dict[str, Unconditional]) -> None:
         "training_seed": job.training_seed,
         "sampling_seed": job.seed,
         "seconds": time.perf_counter() - started,
-        "device": device_name(),
-        "versions": {name: version(name) for name in ("torch", "lightning", "diffusion_lab")},
+        **where(),
     }
     write_json(job.result, record)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raises KeyboardInterrupt where Lightning makes a plain exit of it."""
+    try:
+        yield
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from exit_
+        raise
+
+
+def where() -> dict[str, Any]:
+    """The device and the versions that a job ran with."""
+    versions = {name: version(name) for name in ("torch", "lightning", "diffusion_lab")}
+    return {"device": device_name(), "versions": versions}
 
 
 def device_name() -> str:
@@ -182,21 +160,31 @@ def device_name() -> str:
 
 def spread(arguments: list[str], devices: int) -> None:
     """Start the command once for each device, and wait for all; raises InputError if one of them fails."""
-    cuda = torch.cuda.is_available()
-    threads = str(max(1, (os.cpu_count() or 1) // devices))
     started = []
-    for i in range(devices):
-        own = {"CUDA_VISIBLE_DEVICES": str(i)} if cuda else {"OMP_NUM_THREADS": threads}
+    for own in environments(devices):
         command = [sys.executable, "-m", "diffusion_lab", "table", *arguments, "--worker"]
         started.append(subprocess.Popen(command, env={**os.environ, **own}))
     try:
         codes = [process.wait() for process in started]
     finally:
-        for process in started:
-            if process.poll() is None:
+        for process in started:  # a terminal interrupts them too, and what they are writing may be finished
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
                 process.terminate()
     if any(codes):
         raise InputError("a process of the table failed, and said why above; what is finished is kept")
+
+
+def environments(devices: int) -> list[dict[str, str]]:
+    """What is set for each of the processes: its GPU, of those that this one may use, or its share of the cores."""
+    plain = {"TTY_COMPATIBLE": "0"}  # lines, since the bars of several processes would overwrite each other
+    if torch.cuda.is_available():
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ours = given.split(",") if given else [str(i) for i in range(devices)]
+        return [{**plain, "CUDA_VISIBLE_DEVICES": name} for name in ours[:devices]]
+    threads = str(max(1, (os.cpu_count() or 1) // devices))
+    return [{**plain, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)} for _ in range(devices)]
 
 
 def progress(table: Table, jobs: list[Job]) -> str:

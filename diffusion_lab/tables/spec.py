@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Cell:
         checkpoint: What is measured; None for what is trained for it.
         measure: The arguments of the FID callback.
         paper: The paper's numbers by metric.
+        train: Keys that are changed for training alone, such as `{"trainer.max_steps": 600}`.
+        said: What row and column alone say of it: that in which the cells of the table differ.
     """
 
     row: str
@@ -44,6 +46,8 @@ class Cell:
     checkpoint: str | None
     measure: Mapping[str, Any]
     paper: Mapping[str, float]
+    train: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Table:
         sampling_seeds: Of each measurement.
         time: How long the edition takes.
         notes: What else is to be said of the edition.
+        protocol: The paper's extractor, samples and reference, as far as it says.
     """
 
     name: str
@@ -107,9 +112,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {' '.join(str(error).split())}; give the YAML of a table") from error
     if not isinstance(spec, dict):
         raise InputError(f"{path} is no table: give one of experiments/tables")
-    _check_keys(spec, TABLE, str(path), {"title", "paper", "metrics", "rows", "editions"})
-    _check_keys(spec["paper"], PAPER, f"{path}: paper", {"title", "arxiv", "table", "dataset"})
-    _check_keys(spec["paper"].get("protocol", {}), PROTOCOL, f"{path}: paper.protocol")
+    _keyed(spec, str(path), TABLE, ("title", "paper", "metrics", "rows", "editions"))
+    paper = _keyed(spec["paper"], f"{path}: paper", PAPER, ("title", "arxiv", "table", "dataset"))
+    _keyed(paper.get("protocol"), f"{path}: paper.protocol", PROTOCOL)
+    for name, edition in _keyed(spec["editions"], f"{path}: editions").items():
+        _keyed(edition, f"{path}: editions.{name}", EDITION, ("time",))
+    if not spec["editions"]:
+        raise InputError(f"{path} has no editions: give one")
     return spec
 
 
@@ -117,131 +126,174 @@ def read_table(path: Path, edition: str | None = None) -> Table:
     """A table in an edition, the first of its YAML unless given, everything in it checked but what it names on disk.
 
     Raises:
-        InputError: A key is unknown or missing, or a name is used of which there is no row, column or edition.
+        InputError: A key is unknown or missing, a value is of the wrong type, or a name is used of which there is no
+            row, column or edition.
     """
-    spec = read_yaml(path)
-    editions, where = spec["editions"], f"{path}"
+    spec, where = read_yaml(path), str(path)
+    editions = _keyed(spec["editions"], f"{where}: editions")
     chosen = edition or next(iter(editions))
     if chosen not in editions:
         raise unknown("edition", chosen, list(editions))
-    for name, each in editions.items():
-        _check_keys(each, EDITION, f"{where}: editions.{name}", {"time"})
-    ours = editions[chosen]
+    ours, at = editions[chosen], f"{where}: editions.{chosen}"
     rows = _named(spec["rows"], ROW, f"{where}: rows")
     columns = _named(spec.get("columns", [{"name": ONLY}]), COLUMN, f"{where}: columns")
     kept_rows, kept_columns = (
-        _kept(each, ours.get(kind), f"{where}: editions.{chosen}.{kind}")
-        for kind, each in (("rows", rows), ("columns", columns))
+        _kept(each, ours.get(kind), f"{at}.{kind}") for kind, each in (("rows", rows), ("columns", columns))
     )
-    for name in ours.get("cells", {}):
-        _check_name(name, {**rows, **columns}, f"{where}: editions.{chosen}.cells")
+    more = _keyed(ours.get("cells"), f"{at}.cells", {**rows, **columns})
+    more = {name: _keyed(each, f"{at}.cells.{name}", MERGED) for name, each in more.items()}
     cells = {
-        (row, column): _cell(row, column, rows[row], columns[column], ours, columns, where)
+        (row, column): _cell(rows[row], columns[column], {**ours, "cells": more}, columns, where)
         for row in kept_rows
         for column in kept_columns
     }
-    claims = tuple(_claim(claim, rows, columns, where) for claim in spec.get("claims", []))
+    claims = tuple(_claim(claim, rows, columns, where) for claim in _listed(spec.get("claims"), f"{where}: claims"))
+    metrics = _listed(spec["metrics"], f"{where}: metrics", str)
+    if not metrics:
+        raise InputError(f"{where}: metrics is empty: give names such as fd")
     return Table(
         path.stem,
         chosen,
-        spec["title"],
+        str(spec["title"]),
         spec["paper"],
-        tuple(spec["metrics"]),
+        tuple(metrics),
         tuple(kept_rows),
         tuple(kept_columns),
         str(spec.get("axis", "")),
         cells,
         claims,
-        tuple(ours.get("training_seeds", (0,))),
-        tuple(ours.get("sampling_seeds", (0, 1, 2))),
+        tuple(_seeds(ours.get("training_seeds", [0]), f"{at}.training_seeds")),
+        tuple(_seeds(ours.get("sampling_seeds", [0, 1, 2]), f"{at}.sampling_seeds")),
         str(ours["time"]),
         str(ours.get("notes", "")),
-        spec["paper"].get("protocol", {}),
+        spec["paper"].get("protocol") or {},
     )
 
 
 def _cell(
-    row: str,
-    column: str,
-    row_spec: Mapping[str, Any],
-    column_spec: Mapping[str, Any],
+    row: Mapping[str, Any],
+    column: Mapping[str, Any],
     edition: Mapping[str, Any],
-    columns: Mapping[str, Any],
+    columns: Collection[str],
     where: str,
 ) -> Cell:
     """What edition, row, column, and what the edition says of them, make together, the later over the earlier."""
-    more = [edition.get("cells", {}).get(name, {}) for name in (row, column)]
-    for each in more:
-        _check_keys(each, set(MERGED), f"{where}: cells of an edition")
-    for name in row_spec.get("cells", {}):
-        _check_name(name, columns, f"{where}: rows.{row}.cells")
-    layers = [edition, row_spec, column_spec, {"measure": row_spec.get("cells", {}).get(column, {})}, *more]
-    options, measure, single = dict[str, Any](), dict[str, Any](), dict[str, Any]()
-    for layer in layers:
-        options |= layer.get("options") or {}
-        measure |= layer.get("measure") or {}
+    names, at = (str(row["name"]), str(column["name"])), f"{where}: rows.{row['name']}"
+    only = _keyed(row.get("cells"), f"{at}.cells", columns).get(names[1])
+    of_row = [row, column, {"measure": only}]
+    of_edition = [edition["cells"].get(name, {}) for name in names]
+    merged = {kind: dict[str, Any]() for kind in ("options", "train", "measure")}
+    single = dict[str, Any]()
+    for layer in [edition, *of_row, *of_edition]:
+        for kind in merged:
+            given = {} if kind == "train" and layer.get(kind) is True else layer.get(kind)
+            merged[kind] |= _keyed(given, f"{at}: {kind}")
         if layer.get("train") is not None:
-            options |= layer["train"]
+            if layer.get("checkpoint") is not None:
+                raise InputError(f"{at}: checkpoint and train are given together: leave one out")
             single["checkpoint"] = None
-        single |= {key: layer[key] for key in ("config", "checkpoint") if key in layer}
+        single |= {key: layer[key] for key in ("config", "checkpoint") if layer.get(key) is not None}
     if "config" not in single or "checkpoint" not in single:
-        raise InputError(f"{where}: the cell {row!r} has no config, or neither checkpoint nor train: give them")
-    paper = row_spec.get("paper") or {}
-    if columns.keys() != {ONLY}:
-        for name in paper:
-            _check_name(name, columns, f"{where}: rows.{row}.paper")
-        paper = paper.get(column, {})
-    if not all(isinstance(value, (int, float)) for value in paper.values()):
-        raise InputError(f"{where}: the paper's numbers of {row!r} must be numbers by metric: got {paper}")
-    return Cell(row, column, single["config"], options, single["checkpoint"], measure, paper)
+        raise InputError(f"{at}: the cell has no config, or neither checkpoint nor train: give them")
+    for key, value in single.items():
+        if not isinstance(value, str | None):
+            raise InputError(f"{at}: {key} must be a path: got {value!r}")
+    paper = _keyed(row.get("paper"), f"{at}.paper", None if ONLY in columns else columns)
+    if ONLY not in columns:
+        paper = _keyed(paper.get(names[1]), f"{at}.paper.{names[1]}")
+    for metric, value in paper.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{at}.paper: the paper's numbers must be numbers by metric: got {metric} {value!r}")
+    said = {
+        key: value
+        for layer in of_row
+        for kind in ("options", "measure")
+        for key, value in _keyed(layer.get(kind), at).items()
+    }
+    return Cell(
+        *names,
+        single["config"],
+        merged["options"],
+        single["checkpoint"],
+        merged["measure"],
+        paper,
+        merged["train"],
+        said,
+    )
 
 
-def _claim(claim: Mapping[str, Any], rows: Mapping[str, Any], columns: Mapping[str, Any], where: str) -> Claim:
-    _check_keys(claim, CLAIM, f"{where}: claims", CLAIM)
-    pairs = []
-    for pair in claim["less"]:
-        if len(pair) != 2:
-            raise InputError(f"{where}: a claim compares two cells: got {pair}")
+def _claim(claim: Any, rows: Collection[str], columns: Collection[str], where: str) -> Claim:
+    claim = _keyed(claim, f"{where}: claims", CLAIM, sorted(CLAIM))
+    at, pairs = f"{where}: the claim {claim['text']!r}", []
+    for pair in _listed(claim["less"], at):
         found = []
-        for cell in pair:
-            row, column = [*cell, ONLY][:2]
-            _check_name(row, rows, f"{where}: the claim {claim['text']!r}")
-            _check_name(column, columns, f"{where}: the claim {claim['text']!r}")
+        for cell in _listed(pair, at):
+            place = [str(name) for name in _listed(cell, at)]
+            if len(place) not in (1, 2):
+                raise InputError(f"{at}: a cell is a row and, if there are any, a column: got {cell}")
+            row, column = (*place, ONLY)[:2]
+            _check_name(row, rows, at)
+            _check_name(column, columns, at)
             found.append((row, column))
+        if len(found) != 2:
+            raise InputError(f"{at}: a claim compares two cells: got {pair}")
         pairs.append((found[0], found[1]))
-    return Claim(claim["text"], claim["metric"], tuple(pairs))
+    return Claim(str(claim["text"]), str(claim["metric"]), tuple(pairs))
 
 
-def _named(items: Any, keys: set[str], where: str) -> dict[str, dict[str, Any]]:
+def _named(items: Any, keys: Collection[str], where: str) -> dict[str, dict[str, Any]]:
     """Rows or columns by their names."""
-    if not isinstance(items, list) or not items:
-        raise InputError(f"{where} must be a list")
-    for item in items:
-        _check_keys(item, keys, where, {"name"})
-    names = [str(item["name"]) for item in items]
+    found = [_keyed(item, where, keys, ("name",)) for item in _listed(items, where)]
+    if not found:
+        raise InputError(f"{where} is empty: give some")
+    names = [str(item["name"]) for item in found]
     if len(set(names)) < len(names):
         raise InputError(f"{where} has a name twice: {', '.join(names)}")
-    return dict(zip(names, items, strict=True))
+    return dict(zip(names, found, strict=True))
 
 
-def _kept(items: Mapping[str, Any], names: list[str] | None, where: str) -> list[str]:
-    for name in names or []:
+def _kept(items: Mapping[str, Any], names: Any, where: str) -> list[str]:
+    kept = list(items) if names is None else [str(name) for name in _listed(names, where)]
+    for name in kept:
         _check_name(name, items, where)
-    return list(items if names is None else names)
+    if not kept:
+        raise InputError(f"{where} is empty: name some, or leave it out")
+    return kept
 
 
-def _check_name(name: str, known: Mapping[str, Any], where: str) -> None:
-    if name not in known:
-        raise InputError(f"{where}: {unknown('name', str(name), list(known))}")
+def _seeds(given: Any, where: str) -> list[int]:
+    seeds = _listed(given, where, int)
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"{where} must be different seeds of at least 0: got {given}")
+    return seeds
 
 
-def _check_keys(given: Any, allowed: set[str], where: str, needed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    if not isinstance(given, dict):
+def _listed(given: Any, where: str, kind: type = object) -> list[Any]:
+    """A list of a kind of value; an empty one where nothing is given."""
+    found = [] if given is None else given
+    if not isinstance(found, list) or not all(isinstance(each, kind) and not isinstance(each, bool) for each in found):
+        of = "" if kind is object else f" of {kind.__name__}"
+        raise InputError(f"{where} must be a list{of}: got {given!r}")
+    return found
+
+
+def _keyed(
+    given: Any, where: str, allowed: Collection[str] | None = None, needed: Collection[str] = ()
+) -> dict[str, Any]:
+    """Keys and values, the keys as text; none where nothing is given."""
+    found = {} if given is None else given
+    if not isinstance(found, dict):
         raise InputError(f"{where} must have keys and values: got {given!r}")
-    for key in given:
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f": allowed are {', '.join(sorted(allowed))}"
-            raise InputError(f"{where} has an unknown key {key!r}{hint}")
-    if missing := sorted(needed - given.keys()):
+    found = {str(key): value for key, value in found.items()}
+    for key in found if allowed is not None else ():
+        _check_name(key, allowed, where)  # type: ignore[arg-type]  # not None here
+    if missing := [key for key in needed if found.get(key) is None]:
         raise InputError(f"{where} has no {missing[0]}")
+    return found
+
+
+def _check_name(name: str, known: Collection[str], where: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(sorted(known))}"
+        raise InputError(f"{where} has an unknown name {name!r}: {hint}")
