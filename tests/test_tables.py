@@ -595,14 +595,14 @@ def test_a_model_that_gives_nothing_finite_is_a_result(folder: Path, monkeypatch
     assert json.loads(score.read_text())["failed"].startswith("the samples are not finite")
 
 
-def test_a_measurement_waits_for_its_training(tmp_path: Path) -> None:
+def test_a_measurement_waits_for_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(tmp_path, {"seed_everything": 0})
-    cell = Cell("a", "", "", {}, None, {}, {})
-    job = Measurement(tmp_path, cell, {"data": {}}, 0, training)
-    assert not job.ready
-    training.folder.mkdir(parents=True)
-    training.checkpoint.touch()
-    assert job.ready
+    job = Measurement(tmp_path, Cell("a", "", "", {}, None, {}, {}), {"data": {}}, 0, training)
+    monkeypatch.setattr(run, "train", lambda job: job.checkpoint.touch())
+    monkeypatch.setattr(run, "measure", lambda job, data: job.result.touch())
+    told: list[object] = []
+    run.work_through([job, training], told.append)
+    assert told == [training, job]
 
 
 @pytest.mark.slow

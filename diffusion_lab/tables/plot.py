@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from diffusion_lab.figures.panels import finish, panels
-from diffusion_lab.tables.results import Result, Results, title_of, why_not_compared
+from diffusion_lab.tables.results import Result, Results, plain_title, title_of, why_not_compared
 from diffusion_lab.tables.spec import ONLY, Table
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def plot(table: Table, results: Results) -> Figure:
     figure, axes = panels(len(drawn), dict.fromkeys(table.rows), columns=min(4, len(drawn)) if len(drawn) < 5 else 3)
     for axis, (metric, ours, theirs) in zip(axes, drawn, strict=True):
         (_lines if lines else _points)(axis, table, results, metric, ours, theirs)
-        title = title_of(metric, results) if ours else f"{metric.upper()} of the paper, {table.paper['dataset']}"
+        title = (
+            title_of(metric, results) if ours else f"the paper's {plain_title(metric, table.protocol.get('extractor'))}"
+        )
         (axis.set_ylabel if lines else axis.set_xlabel)(title)
     if lines:
         return finish(figure, axes)

@@ -114,11 +114,16 @@ def results_of(table: Table, jobs: Sequence[Measurement]) -> dict[tuple[str, str
 
 def title_of(metric: str, results: Results) -> str:
     """A metric's title, with the extractor's name where it is one of features that are not Inception's."""
-    title = METRICS[metric].title if metric in METRICS else metric
     name = next((m["protocol"]["extractor"]["name"] for result in results.values() for m in result.measured), None)
-    if metric.split("_", maxsplit=1)[0] not in ("fd", "kd", "is") or name is None:
-        return title
-    return title.replace("FD", "FID").replace("KD", "KID") if name == "inception" else f"{title} ({name})"
+    title = plain_title(metric, name)
+    of_features = metric.split("_", maxsplit=1)[0] in ("fd", "kd", "is")
+    return f"{title} ({name})" if of_features and name not in (None, "inception") else title
+
+
+def plain_title(metric: str, extractor: str | None) -> str:
+    """A metric's title alone: distances are FID and KID only in Inception's features."""
+    title = METRICS[metric].title if metric in METRICS else metric
+    return title.replace("FD", "FID").replace("KD", "KID") if extractor == "inception" else title
 
 
 def better(metric: str) -> str:
