@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from diffusion_lab import (
 )
 from diffusion_lab.conditions import Cond
 from diffusion_lab.guidance import Model
+from diffusion_lab.metrics import Score
 from diffusion_lab.predictions import Estimate
 from diffusion_lab.schedules import NoiseSchedule
 
@@ -216,3 +218,16 @@ def tiny_clip(folder: Path) -> None:
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
     CLIPModel(config).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ for intervals
+
+
+def check_width(scores: list[Score]) -> None:
+    """The 95% intervals of 60 fresh draws are as wide as the draws scatter: 3.92 deviations."""
+    assert len(scores) == 60
+    assert all(score.low is not None and score.high is not None for score in scores)
+    assert all(score.low < score.value < score.high for score in scores)  # type: ignore[operator]  # as just seen
+    width = statistics.mean(score.high - score.low for score in scores)  # type: ignore[operator]
+    # Four standard errors of the deviation of 60 values are 0.37 of it.
+    assert width / 3.92 == pytest.approx(statistics.stdev(score.value for score in scores), rel=0.37)

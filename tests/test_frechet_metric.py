@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from oracles import check_width
 from torch import Tensor
 
 from diffusion_lab import Configurable, InputError
@@ -50,17 +51,11 @@ def test_the_interval_has_the_width_of_new_draws(keep: int) -> None:
     """Also where a quarter is kept, whose resamples by themselves spread twice as far."""
     real = gathered(torch.randn(1000, 3, generator=torch.Generator().manual_seed(99)))
     metric = FrechetDistance(bootstrap=100)
-    values, widths = [], []
+    scores = []
     for seed in range(60):
         made = torch.randn(300, 3, generator=torch.Generator().manual_seed(seed)) * 1.3 + 0.4
-        score = metric(real, gathered(made, keep))["fd"]
-        assert score.low is not None
-        assert score.high is not None
-        assert score.low < score.value < score.high
-        values.append(score.value)
-        widths.append(score.high - score.low)
-    # Four standard errors of the deviation of 60 values are 0.37 of it.
-    assert np.mean(widths) / 3.92 == pytest.approx(np.std(values, ddof=1), rel=0.37)
+        scores.append(metric(real, gathered(made, keep))["fd"])
+    check_width(scores)
 
 
 def test_the_interval_is_of_the_seed_and_of_generated_images() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -140,6 +140,12 @@ class FIDCallback(Samples):
         """The distance's name without its stage, such as `fd_digits_500`."""
         return metric_key("fd", self.extractor, self.samples)
 
+    @property
+    def _split(self) -> Split | None:
+        """The split that is the reference; None where a file is."""
+        splits: tuple[Split, ...] = get_args(Split)
+        return next((split for split in splits if split == self.reference), None)
+
     def check(self, module: LightningModule, datamodule: LightningDataModule | None) -> None:
         super().check(module, datamodule)
         assert isinstance(module, DiffusionModule)
@@ -157,8 +163,8 @@ class FIDCallback(Samples):
                 )
         needs, kept = self._needs(datamodule), min(self.keep, self.samples)
         shape = tuple(next(iter(datamodule.reference("validation", 1))).shape[1:])
-        if self.reference in ("train", "validation", "all"):
-            real = len(datamodule.part(self.reference))  # type: ignore[arg-type]  # one of the three
+        if self._split is not None:
+            real = len(datamodule.part(self._split))
         else:
             features = read_reference(Path(self.reference), self.extractor, shape, needs).features
             real, width = len(features.sample), len(features.gaussian.mean)
@@ -317,11 +323,10 @@ class FIDCallback(Samples):
         return Needs(keep, logits, classes)
 
     def _read(self, references: References, needs: Needs) -> Reference:
-        if self.reference in ("train", "validation", "all"):
-            split: Split = self.reference  # type: ignore[assignment]  # one of the three
+        if self._split is not None:
             # All that `diffusion-lab stats` keeps, so that what is cached serves any metrics.
             logits = logits_of(self.extractor, references.data) if has_logits(self.extractor) else 0
-            found = references.read(split, Needs(self.keep, logits, needs.classes))
+            found = references.read(self._split, Needs(self.keep, logits, needs.classes))
         else:
             shape = tuple(references.identity("validation")["shape"])
             found = read_reference(Path(self.reference), self.extractor, shape, needs)
