@@ -59,7 +59,17 @@ def _lines(axis: Axes, table: Table, results: Results, metric: str, ours: bool, 
             values += [value for value in given if not math.isnan(value)]
     floors = {measured["floor"] for result in results.values() for measured in result.measured} - {None}
     if ours and metric == "fd" and len(floors) == 1:
-        axis.axhline(floors.pop(), color="grey", linestyle=":", label="real against real")
+        floor = floors.pop()
+        axis.axhline(floor, color="grey", linestyle=":")
+        axis.annotate(
+            "real against real",
+            (1, floor),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize="small",
+            color="grey",
+        )
     axis.set_xticks(positions, table.columns)
     axis.set_xlabel(table.axis)
     if values and min(values) > 0 and max(values) > WIDE * min(values):
