@@ -9,9 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffusion_lab.animation import Animation
     from diffusion_lab.autoencoder import load_autoencoder, save_autoencoder
     from diffusion_lab.autoencoder_module import AutoencoderModule
-    from diffusion_lab.callbacks import BitsPerDim, FIDCallback, ReconstructionGrid, SampleGrid
+    from diffusion_lab.callbacks import (
+        BitsPerDim,
+        FIDCallback,
+        LossByNoiseLevel,
+        Progress,
+        ReconstructionGrid,
+        SampleGrid,
+    )
     from diffusion_lab.checkpoint import load, load_module, save
     from diffusion_lab.conditions import (
         ClassLabel,
@@ -141,6 +149,7 @@ if TYPE_CHECKING:
         UNet,
     )
     from diffusion_lab.noise import SeededNoise
+    from diffusion_lab.noise_levels import loss_by_noise_level
     from diffusion_lab.pipeline import Pipeline
     from diffusion_lab.predictions import Estimate, Prediction
     from diffusion_lab.samplers import (
@@ -183,9 +192,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "animation": ["Animation"],
     "autoencoder": ["load_autoencoder", "save_autoencoder"],
     "autoencoder_module": ["AutoencoderModule"],
-    "callbacks": ["BitsPerDim", "FIDCallback", "ReconstructionGrid", "SampleGrid"],
+    "callbacks": ["BitsPerDim", "FIDCallback", "LossByNoiseLevel", "Progress", "ReconstructionGrid", "SampleGrid"],
     "checkpoint": ["load", "load_module", "save"],
     "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions", "Image", "MaskedImage", "Text", "Vector"],
     "configurable": ["Configurable"],
@@ -306,6 +316,7 @@ _HOMES = {
         "UNet",
     ],
     "noise": ["SeededNoise"],
+    "noise_levels": ["loss_by_noise_level"],
     "pipeline": ["Pipeline"],
     "predictions": ["Estimate", "Prediction"],
     "samplers": [

@@ -28,6 +28,7 @@ OTHERS = {
     "classifier": "train a classifier on a data set, to measure what is made of it",
     "table": "regenerate a table of a paper, or list them",
     "stats": "make reference statistics of real images, for distances",
+    "plot": "draw loss, loss by noise level and distances of runs in one figure",
     "sample": "generate images from a checkpoint",
 }
 
@@ -95,6 +96,10 @@ def run() -> None:
         from diffusion_lab.data_cli import run_data
 
         run_data(options)
+    elif options.command == "plot":
+        from diffusion_lab.plot_cli import run_plot
+
+        run_plot(options)
     else:
         raise unknown("command", options.command, [*TRAINING, *OTHERS])
 
@@ -115,6 +120,7 @@ def top_parser() -> Parser:
         "latents": add_latents,
         "classifier": add_classifier,
         "table": add_table,
+        "plot": add_plot,
         "sample": add_sample,
     }
     for name, text in OTHERS.items():
@@ -193,3 +199,15 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     add("--plan", action="store_true", help="print what is to be run, and run nothing")
     add("--folder", type=Path, default=Path("experiments/tables"), help="whose tables are listed")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
+
+
+def add_plot(parser: argparse.ArgumentParser) -> None:
+    """The options of `plot`."""
+    parser.description = (
+        "Draw runs of fit in one figure: the training loss, the loss by noise level where LossByNoiseLevel has logged "
+        "it, and the distances that the FID callback has measured. What TensorBoardLogger or CSVLogger wrote is read."
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as logs/quickstart/version_0")
+    add("--names", nargs="+", metavar="NAME", help="what runs are called; what tells their paths apart unless given")
+    add("--output", type=Path, default=Path("runs.png"), metavar="PNG", help="png, pdf or svg; runs.png unless given")

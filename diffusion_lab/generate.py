@@ -22,7 +22,7 @@ from diffusion_lab.samplers import RePaint, Sampler, find_filling, find_sampler,
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.spaces import Space, to_uint8
 from diffusion_lab.walks import Scale, Steering, check_sampling, count_images, split, walks
-from diffusion_lab.watch import Watch, progress_bar
+from diffusion_lab.watch import OnBatchStep, Watch, progress_bar
 
 
 @torch.no_grad()
@@ -47,6 +47,7 @@ def generate(
     mask: Tensor | None = None,
     filling: RePaint | str | None = None,
     batch_size: int = 256,
+    on_step: OnBatchStep | None = None,
     progress: str | Callable[[], None] | None = None,
 ) -> Tensor:
     """Generate images, as uint8 [N, C, H, W] on the denoiser's device.
@@ -74,6 +75,7 @@ def generate(
         filling: How: "repaint", with arguments as "repaint(jump_length=5)", or an object; unless given "replacement",
             or, for a model with a `MaskedImage` condition that is not given, by that condition.
         batch_size: How many images are in memory at once.
+        on_step: Called after step i with (i, which of the images as a slice, x_s [B, C, H, W], estimate).
         progress: The label of a progress bar, or what moves one by a step; none unless given.
 
     Raises:
@@ -113,7 +115,7 @@ def generate(
         for part, denoise in walks(model, prepared, batches, steering, seed, indices):
             noise = SeededNoise(seed, indices[part], space.shape, device)
             start = noise(0) if x_T is None else x_T[part].to(device, torch.float32)
-            watch = Watch(advance)
+            watch = Watch(advance, on_step, part)
             if fill is None:
                 result = to_uint8(space.decode(sampler(denoise, start, times, noise.of_step, watch)))
             else:

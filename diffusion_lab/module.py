@@ -195,7 +195,7 @@ class DiffusionModule(Configurable, LightningModule):
             num_images: How many images, for a model without conditions.
             weights: "ema" or "raw".
             options: Those of `generate`: seed, indices, sampler, steps, spacing, guidance_scale, guidance, negative,
-                clip_x0, batch_size, progress.
+                clip_x0, batch_size, on_step, progress.
 
         Raises:
             InputError: A value is out of range.

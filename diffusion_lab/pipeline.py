@@ -23,7 +23,7 @@ from diffusion_lab.measured import sampling_options
 from diffusion_lab.samplers import RePaint, Sampler
 from diffusion_lab.schedules import Spacing
 from diffusion_lab.walks import Scale
-from diffusion_lab.watch import counted_evaluations
+from diffusion_lab.watch import OnBatchStep, counted_evaluations
 
 if TYPE_CHECKING:
     from diffusion_lab.module import DiffusionModule, Weights
@@ -111,6 +111,7 @@ class Pipeline:
         filling: RePaint | str | None = None,
         batch_size: int = 64,
         output_type: Literal["uint8", "pil"] = "uint8",
+        on_step: OnBatchStep | None = None,
         progress: bool = True,
         **conditions: Any,
     ) -> Tensor | list[Image]:
@@ -140,6 +141,8 @@ class Pipeline:
             batch_size: Images in memory at once.
             output_type: "uint8" for a tensor [N, C, H, W] on the CPU (of clips [N, C, F, H, W]), "pil" for a list of
                 images.
+            on_step: Called after step i with (i, which of the images as a slice, x_s [B, C, H, W], estimate); x_s and
+                `estimate.x0`, what the network took for clean, live in the model's space.
             progress: Show a bar.
             conditions: A list for each condition of the model, such as `labels=[3, 7]`.
 
@@ -172,6 +175,7 @@ class Pipeline:
                 mask=mask,
                 filling=filling,
                 batch_size=batch_size,
+                on_step=on_step,
                 progress="sampling" if progress else None,
                 **options,
             ).cpu()

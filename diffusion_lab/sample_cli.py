@@ -88,6 +88,7 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda or mps; a GPU where there is one, unless given")
     add("--trust", action="store_true", help="run classes from outside diffusion_lab that the checkpoint names")
     add("--output", type=Path, default=Path("samples.png"), metavar="PNG", help="the grid; samples.png unless given")
+    add("--animate", type=Path, metavar="GIF", help="write how they come out of the noise, step by step, as well")
 
 
 def guidance_scale(text: str) -> float | dict[str, float]:
@@ -117,16 +118,21 @@ def sample(options: argparse.Namespace) -> None:
     """Generate a grid; raises InputError for bad input."""
     from diffusion_lab.files import check_writable
 
-    if options.output.suffix.lower() != ".png":
-        raise InputError(f"cannot write {options.output}: the grid is a PNG; give a path that ends in .png")
     if options.columns is not None and options.columns < 1:
         raise InputError(f"--columns must be at least 1: got {options.columns}")
-    if options.output.is_dir():
-        raise InputError(f"cannot write {options.output}: it is a folder; give a path that ends in .png")
-    check_writable(options.output)
+    for what, path, suffix in (("grid", options.output, ".png"), ("animation", options.animate, ".gif")):
+        if path is None:
+            continue
+        if path.suffix.lower() != suffix:
+            kind = suffix[1:].upper()
+            raise InputError(f"cannot write {path}: the {what} is a {kind}; give a path that ends in {suffix}")
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder; give a path that ends in {suffix}")
+        check_writable(path)
 
     import torch
 
+    from diffusion_lab.animation import Animation
     from diffusion_lab.checkpoint import load
     from diffusion_lab.device import find_device
     from diffusion_lab.images import grid, read_image, read_images, read_mask, write_png
@@ -138,6 +144,7 @@ def sample(options: argparse.Namespace) -> None:
         conditions["low"] = read_images(options.low, pipe.image_shape[0])
     unguided = options.guidance == ["none"]
     negative = given_conditions(labels=options.negative_labels, text=options.negative_text)
+    animation = None if options.animate is None else Animation(pipe.model.space)
     made = pipe(
         options.num_images,
         seed=options.seed,
@@ -153,10 +160,13 @@ def sample(options: argparse.Namespace) -> None:
         mask=None if options.mask is None else read_mask(options.mask),
         filling=options.filling,
         batch_size=options.batch_size,
+        on_step=animation,
         **conditions,
     )
     assert isinstance(made, torch.Tensor)
     write_png(grid(made, options.columns), options.output)
+    if animation is not None:
+        animation.write(made, options.animate, options.columns)
     images = "1 image" if len(made) == 1 else f"{len(made)} images"
     print(f"wrote {options.output}: {images}, {pipe.evaluations} network evaluations each")
 

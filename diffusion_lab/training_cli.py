@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from diffusion_lab.autoencoder import check_autoencoder_recorded, latent_moments, save_autoencoder
 from diffusion_lab.autoencoder_module import AutoencoderModule
-from diffusion_lab.callbacks import FIDCallback, ImageWriter
+from diffusion_lab.callbacks import FIDCallback, ImageWriter, Progress
 from diffusion_lab.callbacks.writes_files import WritesFiles
 from diffusion_lab.checkpoint import check_recorded, check_target, read_lightning_checkpoint, save
 from diffusion_lab.config_errors import constructor_line, one_line
@@ -122,9 +123,14 @@ class TrainingCLI(LightningCLI):
                 callback.check(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        asked_for = self._get(self.config_init, "trainer").callbacks or []
+        given = [*asked_for] if isinstance(asked_for, list) else [asked_for]
         trainer = super().instantiate_trainer(**kwargs)
         self.keeper = KeepOnInterrupt(self.look)
-        trainer.callbacks += [self.keeper, ImageWriter()]  # type: ignore[attr-defined]
+        trainer.callbacks = [  # type: ignore[attr-defined]  # Lightning sets it in a connector
+            Progress() if isinstance(callback, ProgressBar) and callback not in given else callback
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        ] + [self.keeper, ImageWriter()]
         return trainer
 
     def before_fit(self) -> None:

@@ -13,14 +13,27 @@ from torch import Tensor, nn
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.predictions import Estimate
 
+OnBatchStep = Callable[[int, slice, Tensor, Estimate], None]
+"""Looks on while images are made, after each step: (i, which of the images, x_s [B, C, H, W], estimate)."""
+
 
 class Watch:
     """Follows one walk: moves the progress bar, and remembers at which step a sample ceased to be finite."""
 
-    def __init__(self, advance: Callable[[], None]) -> None:
-        self.advance, self.finite = advance, list[Tensor]()
+    def __init__(
+        self, advance: Callable[[], None], on_step: OnBatchStep | None = None, part: slice = slice(None)
+    ) -> None:
+        """
+        Args:
+            advance: Moves the progress bar by one.
+            on_step: Who looks on.
+            part: Which of the images these are.
+        """
+        self.advance, self.on_step, self.part, self.finite = advance, on_step, part, list[Tensor]()
 
     def __call__(self, i: int, x_t: Tensor, estimate: Estimate) -> None:
+        if self.on_step is not None:
+            self.on_step(i, self.part, x_t, estimate)
         # Kept on the device and read once at the end: reading each step's would stop a GPU each step.
         self.finite.append(torch.isfinite(x_t).all())
         self.advance()

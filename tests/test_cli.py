@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 from commands import command
+from lightning.pytorch.callbacks import ProgressBar
 from oracles import tiny_module
 from PIL import Image
 
-from diffusion_lab import AdaptiveProjected, ClassConditional, Digits, DPMSolverPP, Interval, load, save
+from diffusion_lab import AdaptiveProjected, ClassConditional, Digits, DPMSolverPP, Interval, load, save, training_cli
 from diffusion_lab.images import grid, write_png
 
 ROOT = Path(__file__).parents[1]
@@ -466,3 +467,21 @@ def test_ctrl_c_keeps_a_usable_checkpoint_and_says_where(here: Path) -> None:
     path = Path(line.split("the checkpoint is ")[1].split(": ")[0])
     assert load(path)(labels=[1], steps=2, progress=False).shape == (1, 1, 8, 8)  # type: ignore[union-attr]
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "bar"),
+    [
+        (["--trainer.enable_progress_bar", "true"], "Progress"),
+        (["--trainer.enable_progress_bar", "true", "--trainer.callbacks+", "RichProgressBar"], "RichProgressBar"),
+        (["--trainer.enable_progress_bar", "false"], None),
+    ],
+)
+def test_fit_shows_our_bar_unless_told_otherwise(
+    here: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], bar: str | None
+) -> None:
+    seen = []
+    monkeypatch.setattr(training_cli.TrainingCLI, "before_fit", lambda self: seen.append(self.trainer))
+    monkeypatch.setattr(training_cli.TrainingCLI, "after_fit", lambda self: None)
+    assert command(monkeypatch, "fit", "--config", "tiny.yaml", "--trainer.max_steps", 1, *options) == 0
+    assert [type(each).__name__ for each in seen[0].callbacks if isinstance(each, ProgressBar)] == [bar][: bool(bar)]

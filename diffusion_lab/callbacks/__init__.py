@@ -3,7 +3,17 @@
 from diffusion_lab.callbacks.bits_per_dim import BitsPerDim
 from diffusion_lab.callbacks.fid import FIDCallback
 from diffusion_lab.callbacks.image_writer import ImageWriter
+from diffusion_lab.callbacks.loss_by_noise_level import LossByNoiseLevel
+from diffusion_lab.callbacks.progress import Progress
 from diffusion_lab.callbacks.reconstruction_grid import ReconstructionGrid
 from diffusion_lab.callbacks.sample_grid import SampleGrid
 
-__all__ = ["BitsPerDim", "FIDCallback", "ImageWriter", "ReconstructionGrid", "SampleGrid"]
+__all__ = [
+    "BitsPerDim",
+    "FIDCallback",
+    "ImageWriter",
+    "LossByNoiseLevel",
+    "Progress",
+    "ReconstructionGrid",
+    "SampleGrid",
+]

@@ -12,15 +12,19 @@ from diffusion_lab.figures.objectives import (
     plot_schedules,
     plot_weightings,
 )
+from diffusion_lab.figures.runs import Run, plot_runs, read_run
 from diffusion_lab.figures.samplers import plot_errors, plot_trajectories
 
 __all__ = [
     "Objective",
+    "Run",
     "effective_weight",
     "plot_densities",
     "plot_errors",
     "plot_guidance",
+    "plot_runs",
     "plot_schedules",
     "plot_trajectories",
     "plot_weightings",
+    "read_run",
 ]

@@ -32,6 +32,27 @@ def panels(count: int, lines: Mapping[str, object], columns: int = 4, side: floa
     return figure, list(axes.flat[:count])
 
 
+def mark_floor(axis: Axes, floor: float) -> None:
+    """A dotted line at the distance of real images to real ones."""
+    axis.axhline(floor, color="grey", linestyle=":")
+    axis.annotate(
+        "real against real",
+        (1, floor),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        fontsize="small",
+        color="grey",
+    )
+
+
+def scale_to(axis: Axes, values: Iterable[float]) -> None:
+    """A logarithmic axis for positive values of which the greatest is more than ten times the least."""
+    values = list(values)
+    if values and min(values) > 0 and max(values) > 10 * min(values):
+        axis.set_yscale("log")
+
+
 def finish(figure: Figure, drawn: Iterable[Axes]) -> Figure:
     """The figure with its grids and the legend under it."""
     drawn = list(drawn)

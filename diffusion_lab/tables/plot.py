@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from diffusion_lab.figures.panels import finish, panels
+from diffusion_lab.figures.panels import finish, mark_floor, panels, scale_to
 from diffusion_lab.tables.results import Result, Results, plain_title, title_of, why_not_compared
 from diffusion_lab.tables.spec import ONLY, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-WIDE = 10  # above this ratio of greatest to least, an axis is logarithmic
 
 
 def plot(table: Table, results: Results) -> Figure:
@@ -59,21 +57,10 @@ def _lines(axis: Axes, table: Table, results: Results, metric: str, ours: bool, 
             values += [value for value in given if not math.isnan(value)]
     floors = {measured["floor"] for result in results.values() for measured in result.measured} - {None}
     if ours and metric == "fd" and len(floors) == 1:
-        floor = floors.pop()
-        axis.axhline(floor, color="grey", linestyle=":")
-        axis.annotate(
-            "real against real",
-            (1, floor),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize="small",
-            color="grey",
-        )
+        mark_floor(axis, floors.pop())
     axis.set_xticks(positions, table.columns)
     axis.set_xlabel(table.axis)
-    if values and min(values) > 0 and max(values) > WIDE * min(values):
-        axis.set_yscale("log")
+    scale_to(axis, values)
 
 
 def _points(axis: Axes, table: Table, results: Results, metric: str, ours: bool, theirs: bool) -> None:

@@ -1,0 +1,30 @@
+"""The bar of a training run: where it is, its loss, and the distances that were measured last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from diffusion_lab.callbacks.fid import FIDCallback
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar in rich, with `loss` and, such as `fd_digits_500`, each FIDCallback's last distance.
+
+    `fit` shows it where the trainer has no bar of its own; `--trainer.enable_progress_bar false` leaves it out.
+    """
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        shown = {name.removeprefix("train/"): value for name, value in super().get_metrics(trainer, pl_module).items()}
+        shown.pop("v_num", None)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+            if isinstance(callback, FIDCallback) and callback.history:
+                shown[callback.key] = callback.history[-1]["value"]
+        return shown
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning counts epochs from 0, and the last of 64 is "Epoch 63/63".
+        every = self.trainer.max_epochs
+        return f"epoch {current_epoch + 1}" + (f" of {every}" if every and every > 0 else "")
