@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known to be needed: `--help` answers at o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -47,12 +48,15 @@ def main() -> None:
     """Run one command; bad input ends in one line on standard error and exit status 2."""
     try:
         run()
+        sys.stdout.flush()
     except (InputError, FloatingPointError) as error:
         print(f"diffusion-lab: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("diffusion-lab: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads what is printed, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
 
 
 def run() -> None:

@@ -485,3 +485,11 @@ def test_fit_shows_our_bar_unless_told_otherwise(
     monkeypatch.setattr(training_cli.TrainingCLI, "after_fit", lambda self: None)
     assert command(monkeypatch, "fit", "--config", "tiny.yaml", "--trainer.max_steps", 1, *options) == 0
     assert [type(each).__name__ for each in seen[0].callbacks if isinstance(each, ProgressBar)] == [bar][: bool(bar)]
+
+
+def test_a_reader_that_has_read_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `diffusion-lab table TABLE --plan | true`: no traceback."""
+    monkeypatch.chdir(ROOT)
+    line = f"{sys.executable} -m diffusion_lab table experiments/tables/few_step_solvers.yaml --plan | true"
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -19,6 +19,7 @@ import torch
 import yaml
 from commands import command
 from oracles import tiny_module
+from scipy.integrate import quad
 
 from diffusion_lab import InputError, save
 from diffusion_lab.checkpoint import load_module
@@ -28,7 +29,7 @@ from diffusion_lab.tables import run
 from diffusion_lab.tables.check import check
 from diffusion_lab.tables.jobs import Measurement, Training, jobs_of, measurements_of, with_options
 from diffusion_lab.tables.report import grids, markdown, write
-from diffusion_lab.tables.results import METRICS, Result, results_of, verdict, why_not_compared
+from diffusion_lab.tables.results import METRICS, Result, difference, results_of, verdict, why_not_compared
 from diffusion_lab.tables.spec import Cell, Claim, read_table
 
 ROOT = Path(__file__).parent.parent
@@ -381,7 +382,13 @@ def test_what_cannot_run_is_one_line_before_anything_runs(
     assert not (folder / "results").exists()
 
 
-def result(values: list[float], paper: dict[str, float] | None = None, name: str = "digits", failed: int = 0) -> Result:
+def result(
+    values: list[float],
+    paper: dict[str, float] | None = None,
+    name: str = "digits",
+    failed: int = 0,
+    model: str = "checkpoints/digits",
+) -> Result:
     protocol = {
         "extractor": {"name": name, "resize": "none"},
         "samples": 20,
@@ -396,6 +403,7 @@ def result(values: list[float], paper: dict[str, float] | None = None, name: str
             },
             "training_seed": None,
             "sampling_seed": seed,
+            "model": model,
             "seconds": 30.0,
             "device": "CPU",
             "versions": {"torch": "2"},
@@ -411,34 +419,49 @@ def result(values: list[float], paper: dict[str, float] | None = None, name: str
 @pytest.mark.parametrize(
     ("less", "more", "expected"),
     [
-        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], "appears (1.00 against 2.00, +1.00 ± 0.08)"),
-        ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], "is reversed (2.00 against 1.00, -1.00 ± 0.08)"),
-        ([1.0, 2.0, 0.0], [1.5, 2.5, 0.5], "is within the spread (1.00 against 1.50, +0.50 ± 0.82)"),
-        # Standard errors of 0.1 / sqrt(3) each: twice that of the difference is 0.1633.
-        ([1.0, 1.1, 0.9], [1.16, 1.26, 1.06], "is within the spread (1.00 against 1.16, +0.16 ± 0.08)"),
-        ([1.0, 1.1, 0.9], [1.17, 1.27, 1.07], "appears (1.00 against 1.17, +0.17 ± 0.08)"),
+        # Differences of 1, 1.2, 0.8: Student's t of two degrees of freedom has 4.3027, times 0.2 / sqrt(3).
+        ([1.0, 1.1, 0.9], [2.0, 2.3, 1.7], "appears (1.00 against 2.00: +1.00, from +0.50 to +1.50)"),
+        ([2.0, 2.3, 1.7], [1.0, 1.1, 0.9], "is reversed (2.00 against 1.00: -1.00, from -1.50 to -0.50)"),
+        ([1.0, 1.1, 0.9], [1.4, 1.7, 1.1], "is within the spread (1.00 against 1.40: +0.40, from -0.10 to +0.90)"),
         ([1.0], [9.0], "cannot be said of one seed (1.00 against 9.00)"),
         ([], [1.0], "not yet run"),
     ],
 )
-def test_a_claim_appears_beyond_twice_the_error(less: list[float], more: list[float], expected: str) -> None:
+def test_a_claim_appears_beyond_the_interval(less: list[float], more: list[float], expected: str) -> None:
     claim = Claim("", "fd", (((("a", "")), ("b", "")),))
     assert verdict(claim, {("a", ""): result(less), ("b", ""): result(more)}) == expected
 
 
+def test_other_models_are_not_paired() -> None:
+    """Welch's interval by hand: beyond each of its ends lie 2.5% of Student's t of Welch and Satterthwaite's degrees."""
+    one, other = result([1.0, 1.1, 0.9]), result([2.0, 2.3, 1.7], model="checkpoints/other")
+    squares = 0.1**2 / 3, 0.3**2 / 3  # of the means' errors
+    degrees = sum(squares) ** 2 / sum(square**2 / 2 for square in squares)
+
+    def density(t: float) -> float:
+        scale = math.gamma((degrees + 1) / 2) / math.gamma(degrees / 2) / math.sqrt(degrees * math.pi)
+        return scale * (1 + t**2 / degrees) ** (-(degrees + 1) / 2)
+
+    for end in difference("fd", one, other):
+        reach = abs(end - 1) / math.sqrt(sum(squares))
+        assert quad(density, reach, math.inf)[0] == pytest.approx(0.025, rel=1e-4)
+    low, high = difference("fd", one, result([2.0, 2.3, 1.7]))
+    assert (low, high) == pytest.approx((1 - 4.302653 * 0.2 / 3**0.5, 1 + 4.302653 * 0.2 / 3**0.5), rel=1e-6)
+
+
 def test_samples_of_one_training_are_not_taken_for_trainings() -> None:
-    """Two trainings, 1 and 3 on average, of three samplings each: the mean's error is sqrt(2) / sqrt(2), not less."""
-    trained = result([0.9, 1.0, 1.1, 2.9, 3.0, 3.1])
+    """Two trainings, 1 and 3 on average, of three samplings each, are two runs; without training they are six."""
+    values = [0.9, 1.0, 1.1, 2.9, 3.0, 3.1]
+    trained, fixed = result(values), result(values)
     for i, record in enumerate(trained.records):
-        record["training_seed"] = i // 3  # type: ignore[index]
-    assert trained.standard_error("fd") == pytest.approx(1.0)
-    assert trained.deviation("fd") == pytest.approx(statistics.stdev([0.9, 1.0, 1.1, 2.9, 3.0, 3.1]))
-    fixed = result([0.9, 1.0, 1.1, 2.9, 3.0, 3.1])
-    assert fixed.standard_error("fd") == pytest.approx(fixed.deviation("fd") / 6**0.5)
+        record |= {"training_seed": i // 3, "model": f"runs/{i // 3}"}  # type: ignore[operator]
+    assert trained.runs("fd") == pytest.approx({"runs/0": 1.0, "runs/1": 3.0})
+    assert trained.deviation("fd") == pytest.approx(statistics.stdev(values))
+    assert [*fixed.runs("fd").values()] == values
     one = result([0.9, 1.0, 1.1])
     for record in one.records:
         record["training_seed"] = 0  # type: ignore[index]
-    assert math.isnan(one.standard_error("fd")), "three samples of one training are one training"
+    assert math.isnan(difference("fd", one, one)[0]), "three samples of one training are one training"
 
 
 def test_a_model_that_diverged_is_worse() -> None:
@@ -451,9 +474,10 @@ def test_a_model_that_diverged_is_worse() -> None:
 
 def test_several_pairs_are_counted() -> None:
     claim = Claim("", "fd", ((("a", ""), ("b", "")), (("b", ""), ("a", "")), (("c", ""), ("a", ""))))
-    results = {("a", ""): result([1.0, 1.1]), ("b", ""): result([2.0, 2.1])}
+    results = {("a", ""): result([1.0, 1.1]), ("b", ""): result([2.0, 2.14])}
     assert verdict(claim, results) == (
-        "appears in 1 of 2, is reversed in 1 of 2 (1.05 against 2.05, +1.00 ± 0.07; 2.05 against 1.05, -1.00 ± 0.07)"
+        "appears in 1 of 2, is reversed in 1 of 2 (1.05 against 2.07: +1.02, from +0.77 to +1.27; "
+        "2.07 against 1.05: -1.02, from -1.27 to -0.77)"
     )
 
 
@@ -486,7 +510,7 @@ def test_numbers_stand_beside_the_papers_and_compare_only_by_its_protocol(folder
     text = markdown(other, results, "diffusion-lab table steps.yaml")
     assert f"The paper's numbers are not compared with these: {why}." in text
     assert "20 samples against the 1,437 training images, features of digits (resize: none); 20 real images" in text
-    assert "| More steps are better | is within the spread (2.00 against 2.00, +0.00 ± 0.82) |" in text
+    assert "| More steps are better | is within the spread (2.00 against 2.00: +0.00, from +0.00 to +0.00) |" in text
     unknown = read_table(written(folder, paper={**table.paper, "protocol": None}))
     assert why_not_compared(unknown, results) == "the paper's protocol is not known"
     fid = {place: result([1.0, 2.0], name="inception") for place in table.cells}

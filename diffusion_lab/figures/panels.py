@@ -48,9 +48,15 @@ def mark_floor(axis: Axes, floor: float) -> None:
 
 def scale_to(axis: Axes, values: Iterable[float]) -> None:
     """A logarithmic axis for positive values of which the greatest is more than ten times the least."""
+    from matplotlib.ticker import LogLocator
+
     values = list(values)
     if values and min(values) > 0 and max(values) > 10 * min(values):
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
+        axis.yaxis.set_minor_formatter("")
 
 
 def finish(figure: Figure, drawn: Iterable[Axes]) -> Figure:

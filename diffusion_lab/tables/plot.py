@@ -72,7 +72,9 @@ def _points(axis: Axes, table: Table, results: Results, metric: str, ours: bool,
             )
         if theirs and metric in result.cell.paper:
             axis.plot(result.cell.paper[metric], i, "x", color="C1")
-    axis.set_yticks(range(len(table.rows)), table.rows)
+    # Panels that stand side by side have their rows named once.
+    first = axis.get_subplotspec().is_first_col()  # type: ignore[union-attr]  # it has one in a figure of panels
+    axis.set_yticks(range(len(table.rows)), table.rows if first else [""] * len(table.rows))
     axis.set_ylim(len(table.rows) - 0.5, -0.5)
 
 

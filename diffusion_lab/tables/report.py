@@ -73,6 +73,12 @@ def grids(table: Table, results: Results) -> list[tuple[str, list[list[str]]]]:
     return found
 
 
+CLAIMS = (
+    "A claim appears where the interval of the difference, by Student's t over trainings (over sampling seeds where "
+    "nothing is trained), does not reach 0; cells that measure the same models are compared model by model."
+)
+
+
 def markdown(table: Table, results: Results, command: str, trainings: Sequence[Training] = ()) -> str:
     """The whole result as Markdown."""
     paper, why = table.paper, why_not_compared(table, results)
@@ -94,9 +100,9 @@ def markdown(table: Table, results: Results, command: str, trainings: Sequence[T
     if why:
         lines += ["", f"The paper's numbers are not compared with these: {why}."]
     if table.claims:
-        lines += ["", "| what the table is meant to show | here: means, their difference ± its standard error |"]
+        lines += ["", "| what the table is meant to show | here: means, and their difference with its 95% interval |"]
         lines += ["|---|---|", *(_line([claim.text, verdict(claim, results)]) for claim in table.claims)]
-        lines += ["", "A claim appears where a difference is more than twice its standard error over seeds."]
+        lines += ["", CLAIMS]
     lines += ["", f"![The same as a plot]({table.name}_{table.edition}.png)", "", *_rows(table)]
     lines += ["", f"Command: `{command}`"]
     if records:

@@ -88,19 +88,17 @@ class Result:
         values = self.values(metric)
         return statistics.stdev(values) if self.complete and len(values) > 1 else math.nan
 
-    def standard_error(self, metric: str) -> float:
-        """That of the mean, deviation / sqrt(n); not a number of a single seed.
+    def runs(self, metric: str) -> dict[str, float]:
+        """What counts as one observation of a metric each: a training, by the mean of its samples, or a sampling.
 
-        Of trained models n counts trainings, and the deviation is that of their means: samples of one model share
-        what its training made of it, so that more of them say nothing of another training.
+        Samples of one model share what its training made of it, so that more of them say nothing of another training.
+        Only where the table trains nothing is each sampling seed an observation.
         """
-        of_training: dict[Any, list[float]] = {}
-        for record, value in zip(self.records, self.values(metric) if self.complete else (), strict=False):
-            of_training.setdefault(record["training_seed"], []).append(value)
-        means = [statistics.mean(values) for values in of_training.values()]
-        if list(of_training) == [None]:  # one model, that was there
-            means = of_training[None]
-        return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        found: dict[str, list[float]] = {}
+        for record, value in zip(self.records, self.values(metric), strict=True):
+            trained = record["training_seed"] is not None
+            found.setdefault(record["model"] + ("" if trained else f" {record['sampling_seed']}"), []).append(value)
+        return {run: statistics.mean(values) for run, values in found.items()}
 
 
 def results_of(table: Table, jobs: Sequence[Measurement]) -> dict[tuple[str, str], Result]:
@@ -108,7 +106,7 @@ def results_of(table: Table, jobs: Sequence[Measurement]) -> dict[tuple[str, str
     records: dict[tuple[str, str], list[Mapping[str, Any]]] = {place: [] for place in table.cells}
     for job in jobs:
         if job.result.exists():
-            records[job.cell.row, job.cell.column].append(job.read())
+            records[job.cell.row, job.cell.column].append({**job.read(), "model": str(job.model)})
     return {place: Result(cell, records[place]) for place, cell in table.cells.items()}
 
 
@@ -170,12 +168,31 @@ def why_not_compared(table: Table, results: Results) -> str:
     return "; ".join(differ)
 
 
-def verdict(claim: Claim, results: Results) -> str:
-    """Whether a claim appears, with its numbers: both means, and their difference ± its standard error.
+def difference(metric: str, one: Result, other: Result) -> tuple[float, float]:
+    """The 95% confidence interval of another cell's mean minus this one's, by Student's t over runs.
 
-    A pair of cells shows it where the means differ by more than twice that error, the root of the sum of the squared
-    standard errors over seeds; reverses it where they differ by as much to the other side; and is within the spread in
-    between. A model that diverged is worse than any that did not. One seed alone has no spread, and shows nothing.
+    Of cells that measure the same models, or one model with the same seeds, the runs are compared one by one (the
+    paired t-test); of others by Welch's test, which takes no two deviations for equal. Not numbers of a single run.
+    """
+    from scipy import stats
+
+    ours, theirs = one.runs(metric), other.runs(metric)
+    if len(ours) < 2 or len(theirs) < 2:
+        return math.nan, math.nan
+    if ours.keys() == theirs.keys():
+        found = stats.ttest_rel([theirs[run] for run in ours], [*ours.values()])
+    else:
+        found = stats.ttest_ind([*theirs.values()], [*ours.values()], equal_var=False)
+    low, high = found.confidence_interval()
+    return float(low), float(high)
+
+
+def verdict(claim: Claim, results: Results) -> str:
+    """Whether a claim appears, with its numbers: both means, their difference, and its 95% interval.
+
+    A pair of cells shows it where the interval lies above 0, reverses it where it lies below, and is within the spread
+    where 0 is in it. A model that diverged is worse than any that did not. One run alone has no spread, and shows
+    nothing.
     """
     shown, words = list[str](), list[str]()
     for one, other in claim.less:
@@ -189,12 +206,13 @@ def verdict(claim: Claim, results: Results) -> str:
         if math.isnan(ours) or math.isnan(theirs):
             shown.append(VERDICTS[pair[0].complete - pair[1].complete])
             continue
-        error = math.hypot(*(each.standard_error(claim.metric) for each in pair))
-        if math.isnan(error):
+        low, high = difference(claim.metric, *pair)
+        if math.isnan(low):
             shown.append(ONE_SEED)
             continue
-        words[-1] += f", {theirs - ours:+.{places(claim.metric)}f} ± {number(error, claim.metric)}"
-        shown.append(VERDICTS[0 if abs(theirs - ours) <= 2 * error else 1 if theirs > ours else -1])
+        signed = f"+.{places(claim.metric)}f"
+        words[-1] += f": {theirs - ours:{signed}}, from {low:{signed}} to {high:{signed}}"
+        shown.append(VERDICTS[(low > 0) - (high < 0)])
     if not shown:
         return "not in this edition"
     counts = {what: shown.count(what) for what in (*VERDICTS.values(), ONE_SEED)}
