@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from commands import command
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from oracles import tiny_module
 
@@ -168,3 +169,26 @@ def test_the_bar_shows_loss_and_last_distance(tmp_path: Path) -> None:
     assert shown[KEY] == distance.history[-1]["value"]
     assert bar.progress is not None
     assert [task.description.strip() for task in bar.progress.tasks if task.visible] == ["epoch 1 of 1"]
+
+
+def test_the_bar_reads_the_loss_only_when_it_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a number of the device waits for it: 2 of 8 steps, and once at the end of the epoch."""
+    asked = []
+    theirs = RichProgressBar.get_metrics
+    monkeypatch.setattr(
+        RichProgressBar, "get_metrics", lambda *given: asked.append(given[1].global_step) or theirs(*given)
+    )  # type: ignore[func-returns-value]
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=8,
+        limit_val_batches=0,
+        log_every_n_steps=4,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[Progress()],
+    )
+    trainer.fit(tiny_module(), ClassConditional(Digits(), batch_size=64))
+    assert asked == [1, 4, 8, 8]  # and at the first step, since nothing was shown before
