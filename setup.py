@@ -35,7 +35,7 @@ DATASETS = ["datasets>=3.2"]
 TOOLS = ["pytest>=8", "pytest-socket>=0.7", "pytest-xdist>=3.8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 EXTRAS = {
     "dev": [*OFFLINE, *DIFFUSERS, *DATASETS, *TOOLS],
-    "bench": [*DIFFUSERS],
+    "bench": [*DIFFUSERS, "accelerate>=1.15", "denoising-diffusion-pytorch>=2.3"],
     "offline": OFFLINE,
     "diffusers": DIFFUSERS,
     "datasets": DATASETS,

@@ -109,10 +109,10 @@ def count_flops(step: Step, batch: int) -> float:
     return counter.get_total_flops() / batch
 
 
-def matrix_peak(device: torch.device, repeats: int) -> float:
+def matrix_peak(device: torch.device, repeats: int, dtype: torch.dtype = torch.float32) -> float:
     """The most operations a second that a product of two matrices reaches."""
     n = 4096
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(repeats))
 
 
