@@ -26,11 +26,10 @@ RESERVED = {
     "index",
     "latents",
     "likelihood",
-}
-RESERVED |= {
     "mask",
     "negative",
     "num_images",
+    "on_step",
     "output_type",
     "progress",
     "sampler",
