@@ -34,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     known: set[Path] = set()
     while todo:
         path = todo.pop()
-        if path in known or not path.is_file():
+        if path in known or not path.is_file() or path.is_relative_to(ROOT / "docs"):
             continue
         known.add(path)
         place = site_path(path)
