@@ -81,6 +81,18 @@ def commands_of(page: Path, *languages: str) -> list[list[str]]:
     return found
 
 
+def test_no_command_is_overlooked() -> None:
+    lines = [
+        line
+        for page in PAGES
+        for block in blocks(page)
+        if block.language in ("", "bash")
+        for line in block.text.replace("\\\n", " ").splitlines()
+    ]
+    plain = [line for line in lines if line != 'pip install -e ".[dev]" && pytest']
+    assert len(plain) == sum(len(commands_of(page, "", "bash")) for page in PAGES) > 25
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder as the repository is for who reads, in which nothing that is written is written to the repository."""
