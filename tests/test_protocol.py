@@ -68,6 +68,9 @@ def test_a_metrics_own_settings_are_its_protocol() -> None:
         difference(measured(metric="kd"), measured(metric="kd", kd=changed), "kd")
     with pytest.raises(InputError, match="has no kd: it has fd"):
         difference(measured(), measured(), "kd")
+    old = {name: value for name, value in measured().items() if name != "metrics"}
+    with pytest.raises(InputError, match="has no fd: it has none, so measure again"):
+        difference(old, old)
 
 
 def test_a_record_is_read_again() -> None:

@@ -72,8 +72,8 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], metric: str = "
     """
     Protocol.read(one["protocol"]).check_comparable(Protocol.read(other["protocol"]), metric)
     for record in (one, other):
-        if metric not in record["metrics"]:
-            raise InputError(f"a measurement has no {metric}: it has {', '.join(record['metrics'])}")
+        if metric not in (known := record.get("metrics", {})):
+            raise InputError(f"a measurement has no {metric}: it has {', '.join(known) or 'none, so measure again'}")
     return float(one["metrics"][metric]["value"] - other["metrics"][metric]["value"])
 
 
