@@ -24,6 +24,9 @@ import yaml
 from commands import command
 
 import diffusion_lab
+from diffusion_lab.cli import top_parser
+from diffusion_lab.guidance import find_guidance
+from diffusion_lab.samplers import find_filling, find_sampler
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -203,8 +206,31 @@ def test_scripts_within_the_text_take_their_options() -> None:
         check_script(shlex.split(span))
 
 
+@pytest.mark.slow
+def test_options_of_fit_within_the_text_are_taken(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {span for page in PAGES for span in spans(page) if re.match(r"--(model|data|trainer)\.\S+ \S", span)}
+    assert len(found) > 12
+    for span in sorted(found):
+        given = ["fit", "--config", "experiments/quickstart.yaml", *shlex.split(span), "--print_config"]
+        assert command(monkeypatch, *given) == 0, (span, capsys.readouterr().err)
+
+
+def test_options_of_sample_within_the_text_are_taken() -> None:
+    found = {span for page in PAGES for span in spans(page) if span.startswith("sample ")}
+    assert len(found) > 5
+    for span in found:
+        words = [word for word in shlex.split(span)[1:] if word != "..."]
+        given = words if words[0].startswith("checkpoints/") else ["checkpoints/digits", *words]
+        options = top_parser().parse_args(["sample", *given])
+        assert find_guidance(options.guidance) is not None
+        assert options.filling is None or find_filling(options.filling)
+        assert options.sampler is None or find_sampler(options.sampler)
+
+
 @pytest.mark.parametrize("page", [pytest.param(page, id=name(page)) for page in PAGES])
-def test_files_and_options_within_the_text_are_there(page: Path) -> None:
+def test_files_within_the_text_are_there(page: Path) -> None:
     for span in spans(page):
         if re.fullmatch(r"(experiments|diffusion_lab|tests|docs)/[\w/.]+\.(py|yaml|md)", span):
             assert (ROOT / span).is_file(), span
