@@ -80,7 +80,7 @@ class Noise(Source):
 def prepared(network: nn.Module, cuda: bool) -> nn.Module:
     """A network as ours is trained: on a GPU channels-last and compiled in place, so that its keys stay."""
     if cuda:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it for tensors
+        network.to(memory_format=torch.channels_last)
         network.compile()
     return network
 
@@ -127,12 +127,14 @@ def with_diffusers(batch: int, device: torch.device, precision: str) -> Step:
     """The step of diffusers' unconditional example."""
     config, _ = to_diffusers(DDPMUNet())
     config.pop("_class_name")
-    network: Any = UNet2DModel(**config).to(device)
+    network: Any = UNet2DModel(**config)
+    network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
     ema = EMAModel(network.parameters(), use_ema_warmup=True, model_cls=UNet2DModel, model_config=network.config)
     accelerator, network, optimizer = with_accelerate(network, optimizer, precision)
     ema.to(device)
-    scheduler, x0 = DDPMScheduler(1000), torch.rand(batch, 3, SIDE, SIDE, device=device) * 2 - 1
+    scheduler: Any = DDPMScheduler(1000)
+    x0 = torch.rand(batch, 3, SIDE, SIDE, device=device) * 2 - 1
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=500)
 
     def step() -> float:
