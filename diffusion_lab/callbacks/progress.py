@@ -16,19 +16,17 @@ class Progress(RichProgressBar):
     `fit` shows it where the trainer has no bar of its own; `--trainer.enable_progress_bar false` leaves it out.
     """
 
-    _shown: dict[str, Any] | None = None
+    _logged: dict[str, Any] | None = None
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
-        if self._shown is not None and every and trainer.training and trainer.global_step % every:
-            return self._shown  # the loss is logged no more often, and to read it waits for a GPU
-        shown = {name.removeprefix("train/"): value for name, value in super().get_metrics(trainer, pl_module).items()}
-        shown.pop("v_num", None)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # likewise
-            if isinstance(callback, FIDCallback) and callback.history:
-                shown[callback.key] = callback.history[-1]["value"]
-        self._shown = shown
-        return shown
+        if self._logged is None or not (every and trainer.training and trainer.global_step % every):
+            # The loss is logged no more often, and to read it waits for a GPU.
+            found = super().get_metrics(trainer, pl_module)
+            self._logged = {name.removeprefix("train/"): value for name, value in found.items() if name != "v_num"}
+        measuring = [callback for callback in trainer.callbacks if isinstance(callback, FIDCallback)]  # type: ignore[attr-defined]  # likewise
+        distances = {callback.key: callback.history[-1]["value"] for callback in measuring if callback.history}
+        return {**self._logged, **distances}
 
     def _get_train_description(self, current_epoch: int) -> str:
         # Lightning counts epochs from 0, and the last of 64 is "Epoch 63/63".
