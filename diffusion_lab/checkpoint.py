@@ -139,10 +139,14 @@ def check_target(path: Path, overwrite: bool) -> None:
     check_writable(path)
 
 
+def rebuilt_parts(config: Mapping[str, Any]) -> list[Any]:
+    """The parts of a module's config that `load` rebuilds."""
+    return [config["init_args"].get(part) for part in ("network", "schedule", "space", "conditions", "variance")]
+
+
 def check_recorded(config: Mapping[str, Any]) -> None:
     """Raise InputError if a module's config lacks what made one of the parts that `load` rebuilds."""
-    parts = [config["init_args"].get(part) for part in ("network", "schedule", "space", "conditions", "variance")]
-    if missing := unrecorded(parts):
+    if missing := unrecorded(rebuilt_parts(config)):
         raise InputError(
             f"the arguments of {missing[0]} were not recorded, so that nobody could load what would be saved: derive "
             "the class from diffusion_lab.Configurable"

@@ -117,6 +117,22 @@ def unrecorded(config: Any) -> list[str]:
     return [path for item in config.values() for path in unrecorded(item)]
 
 
+def foreign(config: Any) -> list[str]:
+    """The class paths in a description that `build` makes with trust alone."""
+    if isinstance(config, list):
+        return [path for item in config for path in foreign(item)]
+    if not isinstance(config, dict):
+        return []
+    own = [config["class_path"]] if "class_path" in config and is_foreign(config["class_path"]) else []
+    return own + [path for item in config.values() for path in foreign(item)]
+
+
+def is_foreign(path: Any) -> bool:
+    """Whether a class path is from outside diffusion_lab and torch.nn, so that importing it runs others' code."""
+    module_name = str(path).rpartition(".")[0]
+    return not any(module_name == ours or module_name.startswith(f"{ours}.") for ours in ("diffusion_lab", "torch.nn"))
+
+
 def build(config: Any, trust: bool = False) -> Any:
     """Make the object that `describe` described.
 
@@ -154,9 +170,7 @@ def build(config: Any, trust: bool = False) -> Any:
 def find_class(path: Any, trust: bool = False) -> type:
     """Import the class at `path`, refusing what an untrusted file must not run."""
     module_name, _, name = str(path).rpartition(".")
-    ours = module_name == "diffusion_lab" or module_name.startswith("diffusion_lab.")
-    torch_layer = module_name == "torch.nn" or module_name.startswith("torch.nn.")
-    if not (ours or torch_layer or trust):
+    if is_foreign(path) and not trust:
         raise InputError(
             f"the class {path!r} comes from outside diffusion_lab and torch.nn: pass trust=True, or --trust, to "
             "import and run it"

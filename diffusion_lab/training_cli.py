@@ -22,9 +22,9 @@ from diffusion_lab.autoencoder import check_autoencoder_recorded, latent_moments
 from diffusion_lab.autoencoder_module import AutoencoderModule
 from diffusion_lab.callbacks import FIDCallback, ImageWriter, Progress
 from diffusion_lab.callbacks.writes_files import WritesFiles
-from diffusion_lab.checkpoint import check_recorded, check_target, read_lightning_checkpoint, save
+from diffusion_lab.checkpoint import check_recorded, check_target, read_lightning_checkpoint, rebuilt_parts, save
 from diffusion_lab.config_errors import constructor_line, one_line
-from diffusion_lab.configurable import class_path
+from diffusion_lab.configurable import class_path, foreign
 from diffusion_lab.data.latents import Latents
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
@@ -157,7 +157,8 @@ class TrainingCLI(LightningCLI):
         names = self.model.conditions.names() or ["num_images"]
         if not set(names) <= HINTS.keys():
             return []  # what the command cannot give
-        return [("sample it", f"diffusion-lab sample {output} {' '.join(HINTS[name] for name in names)}")]
+        options = [HINTS[name] for name in names] + ["--trust"] * bool(foreign(rebuilt_parts(self.model.config)))
+        return [("sample it", f"diffusion-lab sample {output} {' '.join(options)}")]
 
     def _summary(self, output: str | None) -> Table:
         table = Table(title="finished", show_header=False)

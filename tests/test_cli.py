@@ -173,6 +173,7 @@ def test_a_network_in_a_file_beside_the_config(
     Path("own_network.py").write_text(OWN)
     options = ["--model.network", "own_network.OwnNetwork", "--model.network.width", 6, "--output", "own"]
     assert command(monkeypatch, "fit", "--config", "tiny.yaml", *options) == 0
+    assert "--labels 0 1 --trust" in " ".join(capsys.readouterr().out.split())
     assert command(monkeypatch, "sample", "own", "--labels", 1) == 2
     assert "'own_network.OwnNetwork' comes from outside" in capsys.readouterr().err
     assert command(monkeypatch, "sample", "own", "--labels", 1, "--trust") == 0
