@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import command
+from commands import command, interruptible
 from lightning.pytorch.callbacks import ProgressBar
 from oracles import tiny_module
 from PIL import Image
@@ -450,11 +450,7 @@ def test_bad_input_is_one_line_and_status_2(
 @pytest.mark.slow
 def test_ctrl_c_keeps_a_usable_checkpoint_and_says_where(here: Path) -> None:
     arguments = ["fit", "--config", "tiny.yaml", "--trainer.max_steps", "100000", "--trainer.max_epochs", "100000"]
-    # A shell starts what runs in its background with interrupts ignored, and children inherit that, but no handler.
-    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([sys.executable, "-m", "diffusion_lab", *arguments], stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    signal.signal(signal.SIGINT, ours)
+    process = interruptible(*arguments, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         deadline = time.monotonic() + 120
         while not list(here.rglob("*.ckpt")) and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from commands import command
+from commands import command, interruptible
 from oracles import tiny_module
 from scipy.integrate import quad
 
@@ -637,15 +637,18 @@ def test_an_interrupt_says_what_is_kept(folder: Path, trains: bool) -> None:
     if trains:
         del changed["editions"]["digits"]["checkpoint"]
         changed["editions"]["digits"]["train"] = {"trainer.max_steps": 100_000}
-    arguments = [sys.executable, "-m", "diffusion_lab", "table", str(written(folder, **changed))]
-    process = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    table, pipes = written(folder, **changed), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = interruptible("table", table, cwd=folder, **pipes)
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(("training of ddim", "ddim, 1, seed 1")):
-            break
-    time.sleep(5 if trains else 0.3)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        for line in process.stdout:
+            if line.startswith(("training of ddim", "ddim, 1, seed 1")):
+                break
+        time.sleep(5 if trains else 0.3)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()  # or a failure would leave it training for ever
     assert process.returncode == 130, error
     assert "are kept in logs/tables/steps_digits: repeat the command to go on" in error
     assert "Traceback" not in error
