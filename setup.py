@@ -39,7 +39,8 @@ DOCS = [
     "pymdown-extensions>=10.9",
     "ruff>=0.9",  # which lays out the signatures
 ]
-TOOLS = ["pytest>=8", "pytest-socket>=0.7", "pytest-xdist>=3.8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"]
+NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+TOOLS = ["pytest>=8", "pytest-socket>=0.7", "pytest-xdist>=3.8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", *NOTEBOOKS]
 EXTRAS = {
     "dev": [*OFFLINE, *DIFFUSERS, *DATASETS, *DOCS, *TOOLS],
     "bench": [*DIFFUSERS, "accelerate>=1.15", "denoising-diffusion-pytorch>=2.3"],
