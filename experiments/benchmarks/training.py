@@ -152,9 +152,21 @@ def with_diffusers(batch: int, device: torch.device, precision: str) -> Step:
     return step
 
 
+def their_unet(**options: Any) -> nn.Module:
+    """denoising-diffusion-pytorch's network of about DDPM's shape."""
+    return Unet(dim=128, dim_mults=(1, 2, 2, 2), **options)
+
+
+def parameters() -> dict[str, int]:
+    """How many each side trains; the first three train the same network."""
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in network.parameters()) for network in (DDPMUNet(), their_unet())]
+    return {"diffusion_lab": counts[0], "bare": counts[0], "diffusers": counts[0], "ddp": counts[1]}
+
+
 def with_lucidrains(batch: int, device: torch.device, precision: str) -> Step:
     """The step of denoising-diffusion-pytorch's Trainer."""
-    network = Unet(dim=128, dim_mults=(1, 2, 2, 2), flash_attn=device.type == "cuda")
+    network = their_unet(flash_attn=device.type == "cuda")
     diffusion: Any = GaussianDiffusion(network, image_size=SIDE, objective="pred_noise").to(device)
     optimizer: Any = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
     ema = TheirEMA(diffusion, beta=0.995, update_every=10).to(device)
@@ -262,10 +274,19 @@ def main() -> None:
     times = {name: taken[warmup:] for name, taken in train(others, batch, warmup + measured + 1, device).items()}
     medians = {name: statistics.median(taken) for name, taken in times.items()}
 
-    table = Table("", "images/s", "ms a step", "least, most", title=f"training, DDPM CIFAR-10, batch {batch}, {device}")
+    counts = parameters()
+    table = Table(
+        "",
+        "parameters",
+        "images/s",
+        "ms a step",
+        "least, most",
+        title=f"training, DDPM CIFAR-10, batch {batch}, {device}",
+    )
     for name, median in medians.items():
         spread = f"{1000 * min(times[name]):.0f}, {1000 * max(times[name]):.0f}"
-        table.add_row(names.get(name, name), f"{batch / median:.1f}", f"{1000 * median:.0f}", spread)
+        count = f"{counts[name] / 1e6:.1f}M"
+        table.add_row(names.get(name, name), count, f"{batch / median:.1f}", f"{1000 * median:.0f}", spread)
     Console().print(table)
     values = {
         "over_diffusers": medians["diffusers"] / medians["diffusion_lab"],
