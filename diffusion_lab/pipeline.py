@@ -304,7 +304,9 @@ class Pipeline:
     def __repr__(self) -> str:
         count = sum(value.numel() for value in self.state_dict().values())
         parts, shape = self.config["init_args"], list(self.model.space.shape)
-        score = f", {self.measured.get('key')} {self.measured.get('value')}" if self.measured else ""
+        score = ""
+        if self.measured and isinstance(self.measured.get("value"), float):
+            score = f", {self.measured.get('key')} {self.measured['value']:.4g}"
         return (
             f"Pipeline({parts['network']['class_path']} with {count:,} parameters, prediction {parts['prediction']}, "
             f"{parts['schedule']['class_path']}, conditions {self.model.conditions.names()}, images {shape}{score})"
