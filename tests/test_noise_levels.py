@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def test_levels_that_a_schedule_does_not_reach_are_left_out_or_refused() -> None
 def validate(tmp_path: Path, callback: LossByNoiseLevel, **options: Any) -> tuple[Trainer, Any, ClassConditional]:
     module, data = tiny_module(), ClassConditional(Digits(), batch_size=64)
     defaults: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    with torch.no_grad():
+        module.denoiser.network.leave[2].weight.mul_(0.5)  # type: ignore[union-attr, index, operator]  # of raw alone
     trainer = Trainer(**{**defaults, **options}, default_root_dir=tmp_path, callbacks=[callback])
     trainer.validate(module, data, verbose=False)
     return trainer, module, data
@@ -143,9 +146,15 @@ def test_what_cannot_work_fails_before_anything_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_and_one_give_the_same_numbers(tmp_path: Path) -> None:
-    """7 images on 2 ranks, whose shares are uneven, count as 7."""
+def test_two_processes_and_one_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """7 images on 2 ranks, whose shares are uneven, count as 7, and each is looked at once."""
     found = []
+
+    def counted(model: Any, values: Any, images: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        (tmp_path / f"{os.getpid()}.count").write_text(str(len(images)))
+        return loss_by_noise_level(model, values, images, *arguments, **options)
+
+    monkeypatch.setattr("diffusion_lab.callbacks.loss_by_noise_level.loss_by_noise_level", counted)
     for devices in (1, 2):
         options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2} if devices == 2 else {}
         trainer, *_ = validate(tmp_path / str(devices), LossByNoiseLevel(7), **options)
@@ -153,3 +162,4 @@ def test_two_processes_and_one_give_the_same_numbers(tmp_path: Path) -> None:
             {name: value.item() for name, value in trainer.callback_metrics.items() if "noise" in name or "snr" in name}
         )
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert sorted(path.read_text() for path in tmp_path.glob("*.count")) == ["3", "4", "7"]
