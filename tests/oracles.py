@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from diffusion_lab import (
+    ClassConditional,
     ClassLabel,
     Conditions,
     Configurable,
@@ -18,6 +21,7 @@ from diffusion_lab import (
     Denoiser,
     Density,
     DiffusionModule,
+    Digits,
     FlowSchedule,
     Guided,
     InputError,
@@ -158,6 +162,19 @@ def tiny_module(**options: object) -> DiffusionModule:
         **options,
     }
     return DiffusionModule(**arguments)  # type: ignore[arg-type]
+
+
+def validate(
+    tmp_path: Path, callback: Callback, module: DiffusionModule | None = None, **options: Any
+) -> tuple[Trainer, Any, ClassConditional]:
+    """One validation of a tiny model, whose raw weights are others than the averaged ones, with a callback."""
+    module, data = module or tiny_module(), ClassConditional(Digits(), batch_size=64)
+    with torch.no_grad():
+        module.denoiser.network.leave[2].weight.mul_(0.5)  # type: ignore[union-attr, index, operator]
+    defaults: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = Trainer(**{**defaults, **options}, default_root_dir=tmp_path, callbacks=[callback])
+    trainer.validate(module, data, verbose=False)
+    return trainer, module, data
 
 
 # ------------------------------------------------------------------------------------------------ for guidance

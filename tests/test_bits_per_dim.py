@@ -7,19 +7,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from oracles import tiny_module
+from oracles import tiny_module, validate
 
 from diffusion_lab import BitsPerDim, ClassConditional, Digits, InputError, Pipeline, TableSchedule
-
-
-def validate(tmp_path: Path, callback: BitsPerDim, **options: Any) -> tuple[Trainer, Any, ClassConditional]:
-    module, data = tiny_module(schedule=TableSchedule(steps=8)), ClassConditional(Digits(), batch_size=64)
-    defaults: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-    with torch.no_grad():
-        module.denoiser.network.leave[2].weight.mul_(0.5)  # type: ignore[union-attr, index, operator]  # of raw alone
-    trainer = Trainer(**{**defaults, **options}, default_root_dir=tmp_path, callbacks=[callback])
-    trainer.validate(module, data, verbose=False)
-    return trainer, module, data
 
 
 @pytest.mark.parametrize("likelihood", ["bound", "flow(rtol=1e-4, atol=1e-4)"])
@@ -28,7 +18,7 @@ def test_it_logs_the_mean_of_the_functions_bits_with_its_protocol(
     tmp_path: Path, likelihood: str, weights: Any
 ) -> None:
     callback = BitsPerDim(likelihood, images=7, weights=weights, seed=3)
-    trainer, module, data = validate(tmp_path, callback)
+    trainer, module, data = validate(tmp_path, callback, tiny_module(schedule=TableSchedule(steps=8)))
     held = data.part("validation")
     assert held.labels is not None
     bits = Pipeline(module, weights).bits_per_dim(
@@ -76,9 +66,9 @@ def test_what_cannot_work_fails_before_anything_runs(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="images and batch_size of at least 1"):
             BitsPerDim(**options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="this model has learned no variance"):
-        validate(tmp_path, BitsPerDim("bound(variance='learned')"))
+        validate(tmp_path, BitsPerDim("bound(variance='learned')"), tiny_module(schedule=TableSchedule(steps=8)))
     with pytest.raises(InputError, match="BitsPerDim has 361 images but the validation split 360: give no more"):
-        validate(tmp_path, BitsPerDim("bound", images=361))
+        validate(tmp_path, BitsPerDim("bound", images=361), tiny_module(schedule=TableSchedule(steps=8)))
 
 
 @pytest.mark.slow
@@ -87,6 +77,11 @@ def test_two_processes_and_one_give_the_same_number(tmp_path: Path) -> None:
     values = []
     for devices in (1, 2):
         options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2} if devices == 2 else {}
-        trainer, *_ = validate(tmp_path / str(devices), BitsPerDim("bound", images=7), **options)
+        trainer, *_ = validate(
+            tmp_path / str(devices),
+            BitsPerDim("bound", images=7),
+            tiny_module(schedule=TableSchedule(steps=8)),
+            **options,
+        )
         values.append(trainer.callback_metrics["val/bits_per_dim_bound_7"].item())
     assert values[0] == pytest.approx(values[1], rel=1e-5)

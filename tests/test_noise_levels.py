@@ -6,15 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from oracles import SCHEDULES, every_schedule, tiny_module
+from oracles import SCHEDULES, every_schedule, tiny_module, validate
 from torch import Tensor, nn
 
 from diffusion_lab import (
-    ClassConditional,
     Conditions,
     Denoiser,
-    Digits,
     FlowSchedule,
     InputError,
     LossByNoiseLevel,
@@ -103,16 +100,6 @@ def test_levels_that_a_schedule_does_not_reach_are_left_out_or_refused() -> None
     assert reached(SCHEDULES["zero_snr"])[-1] == -10
     with pytest.raises(InputError, match="the schedule has no log-SNR of 10: leave it out"):
         loss_by_noise_level(model(Nothing(), TableSchedule("linear"), "V"), {}, IMAGES)
-
-
-def validate(tmp_path: Path, callback: LossByNoiseLevel, **options: Any) -> tuple[Trainer, Any, ClassConditional]:
-    module, data = tiny_module(), ClassConditional(Digits(), batch_size=64)
-    defaults: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-    with torch.no_grad():
-        module.denoiser.network.leave[2].weight.mul_(0.5)  # type: ignore[union-attr, index, operator]  # of raw alone
-    trainer = Trainer(**{**defaults, **options}, default_root_dir=tmp_path, callbacks=[callback])
-    trainer.validate(module, data, verbose=False)
-    return trainer, module, data
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])

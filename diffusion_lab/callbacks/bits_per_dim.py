@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torchmetrics import MeanMetric
 
-from diffusion_lab.callbacks.writes_files import WritesFiles
+from diffusion_lab.callbacks.measures import Measures
 from diffusion_lab.data.unconditional import Split, Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.files import write_json
@@ -17,7 +17,7 @@ from diffusion_lab.likelihood import LIKELIHOODS, Likelihood, bits_per_dim, find
 from diffusion_lab.module import DiffusionModule, Weights
 
 
-class BitsPerDim(WritesFiles):
+class BitsPerDim(Measures):
     """Logs -log2 P(image | conditions) over the number of its values, the mean of a split: `val/bits_per_dim_flow_360`.
 
     The key carries likelihood and image count. The protocol is written as JSON beside the logs. The same noises are
@@ -63,14 +63,7 @@ class BitsPerDim(WritesFiles):
         if self.images is not None and self.images > there:
             raise InputError(f"BitsPerDim has {self.images} images but the {self.split} split {there}: give no more")
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._measure(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measure(trainer, pl_module, "test")
-
-    def _measure(self, trainer: Trainer, module: Any, stage: str) -> None:
+    def measure(self, trainer: Trainer, module: Any, stage: str) -> None:
         data: Unconditional = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
         count = self.images or len(data.part(self.split))
         ours = range(trainer.global_rank, count, trainer.world_size)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from diffusion_lab.callbacks.writes_files import WritesFiles
+from diffusion_lab.callbacks.measures import Measures
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.errors import InputError
 from diffusion_lab.metrics.means import ImageMeans
@@ -15,7 +15,7 @@ from diffusion_lab.module import DiffusionModule, Weights
 from diffusion_lab.noise_levels import LOG_SNRS, loss_by_noise_level, reached
 
 
-class LossByNoiseLevel(WritesFiles):
+class LossByNoiseLevel(Measures):
     """Logs (1 + SNR) |x0 - estimate|^2 of held-out images at each noise level: `val/loss_at_log_snr/-4` and so on.
 
     It means the same for every prediction and weighting, so that objectives compare by it; see `loss_by_noise_level`.
@@ -57,14 +57,7 @@ class LossByNoiseLevel(WritesFiles):
         if missing := sorted(set(self.log_snrs or ()) - set(there)):
             raise InputError(f"the schedule has no log-SNR of {missing[0]:g}: leave it out of log_snrs")
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._measure(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measure(trainer, pl_module, "test")
-
-    def _measure(self, trainer: Trainer, module: Any, stage: str) -> None:
+    def measure(self, trainer: Trainer, module: Any, stage: str) -> None:
         data: Unconditional = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
         places = data.spread(min(self.images, len(data.part("validation"))))
         model = module.parts(self.weights)
