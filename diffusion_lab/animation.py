@@ -18,7 +18,7 @@ FRAME, LAST_FRAME = 80, 2000  # milliseconds
 
 
 class Animation:
-    """Watches images being made: `pipe(..., on_step=animation)`.
+    """Watches the images of one call being made: `pipe(..., on_step=animation)`.
 
     Of walks with more than 60 steps every second frame is kept, or every fourth, and so on.
     """

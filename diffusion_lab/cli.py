@@ -55,8 +55,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("diffusion-lab: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever reads what is printed, such as head, has read enough
+    except BrokenPipeError:
+        if sys.argv[1] in (*TRAINING, "autoencoder"):  # a worker's pipe, it may be
+            raise
+        # Whoever reads what is printed, such as head, has read enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        sys.exit(141)  # as of a program that is ended by that signal
 
 
 def run() -> None:

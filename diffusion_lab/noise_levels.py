@@ -37,7 +37,8 @@ def loss_by_noise_level(
     It is the squared error of v on any schedule that preserves the variance (progressive distillation, arXiv
     2202.00512, appendix D), and on every schedule the error of x0 plus that of eps. It is thus of the same size at all
     levels, and the same number for the same estimate whatever the network was trained to predict and by whatever
-    weighting. An image has the same noise at all levels, which depends on seed and index alone.
+    weighting. Its unit is that of the model's space: those of another, or of pixels divided by another deviation, do
+    not compare. An image has the same noise at all levels, which depends on seed and index alone.
 
     Args:
         model: The model, whose conditions are kept, and which is neither guided nor clipped.
@@ -54,11 +55,13 @@ def loss_by_noise_level(
     """
     check_images(images, model.space)
     schedule, prepared = model.denoiser.schedule, model.conditions.prepare(values)
+    if not log_snrs:
+        raise InputError("give at least one noise level")
     if missing := sorted(set(log_snrs) - set(reached(schedule, log_snrs))):
         raise InputError(f"the schedule has no log-SNR of {missing[0]:g}: leave it out")
     indices = range(len(images)) if indices is None else indices
     batches, device = split(count_images(prepared, len(images)), batch_size), model.device
-    times = _times(schedule, log_snrs)
+    times = schedule.time_at(torch.tensor(log_snrs, dtype=torch.float64))
     made = []
     with progress_bar(progress, len(batches) * len(times)) as advance:
         for part, denoise in walks(model, prepared, batches, Steering(clip_x0=False), seed, indices):
@@ -76,10 +79,6 @@ def loss_by_noise_level(
 
 
 def reached(schedule: NoiseSchedule, log_snrs: Sequence[float] = LOG_SNRS) -> list[float]:
-    """Those noise levels at which the schedule trains a network, to half a unit of log-SNR."""
-    found = schedule.log_snr(_times(schedule, log_snrs))
-    return [wanted for wanted, here in zip(log_snrs, found.tolist(), strict=True) if abs(wanted - here) <= 0.5]
-
-
-def _times(schedule: NoiseSchedule, log_snrs: Sequence[float]) -> Tensor:
-    return schedule.snap(schedule.time_at(torch.tensor(log_snrs, dtype=torch.float64)))
+    """Those noise levels that lie between the schedule's ends, in a table between its rows."""
+    greatest, least = schedule.log_snr(torch.tensor(schedule.ends, dtype=torch.float64)).tolist()
+    return [level for level in log_snrs if least <= level <= greatest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -141,7 +142,9 @@ def fit(folder: Path, *options: str) -> str:
     command = [sys.executable, "-m", "diffusion_lab", "fit", "--config", str(ROOT / "experiments" / "quickstart.yaml")]
     command += ["--trainer.max_steps", "22", "--trainer.logger", "false", "--output", str(folder), *options]
     command += ["--trainer.callbacks", "null", "--trainer.default_root_dir", str(folder.parent)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent)
+    command += ["--trainer.deterministic", "true"]
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which that asks for
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent, env=environment)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout + ended.stderr
 

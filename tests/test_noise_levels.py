@@ -61,8 +61,7 @@ def test_an_output_of_zero_has_the_loss_of_its_closed_form(schedule: NoiseSchedu
         pytest.skip("refused on this schedule")
     found = loss_by_noise_level(zero, {}, IMAGES, levels, seed=3, indices=range(10, 15))
     x0, eps = SPACE.encode(IMAGES), SeededNoise(3, range(10, 15), [1, 8, 8])(0)
-    t = schedule.snap(schedule.time_at(torch.tensor(levels, dtype=torch.float64)))
-    snr = schedule.log_snr(t).exp()
+    snr = torch.tensor(levels, dtype=torch.float64).exp()
     x0_error, eps_error = (each.double().square().flatten(1).mean(1)[:, None] for each in (x0, eps))
     expected = (1 + snr) * x0_error if prediction == "X0" else (1 + snr) / snr * eps_error
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
@@ -100,6 +99,8 @@ def test_levels_that_a_schedule_does_not_reach_are_left_out_or_refused() -> None
     assert reached(SCHEDULES["zero_snr"])[-1] == -10
     with pytest.raises(InputError, match="the schedule has no log-SNR of 10: leave it out"):
         loss_by_noise_level(model(Nothing(), TableSchedule("linear"), "V"), {}, IMAGES)
+    with pytest.raises(InputError, match="give at least one noise level"):
+        loss_by_noise_level(model(Nothing(), TableSchedule("linear"), "V"), {}, IMAGES, [])
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])

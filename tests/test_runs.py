@@ -121,12 +121,14 @@ def test_the_command_draws_runs_by_what_tells_them_apart(
         (["missing"], "there is no run at missing: give a run's folder"),
         (
             ["."],
-            "has neither TensorBoard's events nor a metrics.csv: one of its folders may be a run: empty, other, version_0",
+            "has neither TensorBoard's events nor a metrics.csv: one of its folders may be a run: empty, no_step, other, text, version_0",
         ),
         (["empty"], "the run in empty has logged no number yet"),
         (["version_0", "--output", "a.gif"], "give a path that ends in .png, .pdf, .svg"),
         (["version_0", "--names", "a", "b"], "there are 1 runs and 2 names"),
         (["version_0", "version_0"], "two runs are called version_0: give --names that differ"),
+        (["text"], "metrics.csv is not what CSVLogger writes, at line 2: could not convert string to float: 'a'"),
+        (["no_step"], "metrics.csv is not what CSVLogger writes, at line 2: 'step'"),
         (["other"], "none of the runs has logged train/loss, a loss by noise level or a distance"),
     ],
 )
@@ -138,7 +140,9 @@ def test_bad_input_is_named_in_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, text in (("version_0", "step,train/loss\n1,0.5\n"), ("empty", "step\n"), ("other", "step,lr\n1,0.5\n")):
+    files = {"version_0": "step,train/loss\n1,0.5\n", "empty": "step\n", "other": "step,lr\n1,0.5\n"}
+    files |= {"text": "step,train/loss\n1,a\n", "no_step": "train/loss\n0.5\n"}
+    for name, text in files.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text(text)
     assert command(monkeypatch, "plot", *options) == 2

@@ -18,9 +18,10 @@ from diffusion_lab.noise_levels import LOG_SNRS, loss_by_noise_level, reached
 class LossByNoiseLevel(Measures):
     """Logs (1 + SNR) |x0 - estimate|^2 of held-out images at each noise level: `val/loss_at_log_snr/-4` and so on.
 
-    It means the same for every prediction and weighting, so that objectives compare by it; see `loss_by_noise_level`.
-    The mean over the levels is `val/loss_by_noise_level`. Images and noises are the same at each validation, on any
-    number of ranks, which share the images; conditions are kept. `diffusion-lab plot` draws it.
+    It means the same for every prediction and weighting in one space, so that objectives compare by it; see
+    `loss_by_noise_level`. `val/loss_by_noise_level` is the mean over the levels that the schedule reaches. Images and
+    noises are the same at each validation, on any number of ranks, which share the images; conditions are kept.
+    `diffusion-lab plot` draws it.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class LossByNoiseLevel(Measures):
         if not isinstance(module, DiffusionModule) or not isinstance(datamodule, Unconditional):
             raise InputError("LossByNoiseLevel needs a DiffusionModule, and a DataModule of diffusion_lab.data")
         there = reached(module.denoiser.schedule, self.log_snrs or LOG_SNRS)
+        if not there:
+            raise InputError("the schedule reaches none of LossByNoiseLevel's levels: give log_snrs that it does")
         if missing := sorted(set(self.log_snrs or ()) - set(there)):
             raise InputError(f"the schedule has no log-SNR of {missing[0]:g}: leave it out of log_snrs")
 

@@ -92,8 +92,8 @@ def plot_runs(runs: dict[str, Run]) -> Figure:
     """Training loss, loss by noise level and distances of several runs, as far as they were logged.
 
     The training loss has each run's own objective, so that it compares only between runs of one; the loss by noise
-    level (`LossByNoiseLevel`), the last of each run, compares between all. Each distance has a panel of its own, with
-    the distance of real images to real ones beside it.
+    level (`LossByNoiseLevel`), the last of each run, compares within a space. Each distance has a panel of its own,
+    with the distance of real images to real ones beside it.
 
     Args:
         runs: The runs by the names that the legend gives them.
@@ -153,10 +153,14 @@ def _check_comparable(key: str, runs: dict[str, Run]) -> None:
 def _from_csv(path: Path) -> dict[str, Curve]:
     points = dict[str, list[tuple[float, float]]]()
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    points.setdefault(name, []).append((float(row["step"]), float(value)))
+        rows = csv.DictReader(file)
+        try:
+            for row in rows:
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value:
+                        points.setdefault(name, []).append((float(row["step"]), float(value)))
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is not what CSVLogger writes, at line {rows.line_num}: {error}") from error
     return {name: Curve(*map(list, zip(*found, strict=True))) for name, found in points.items()}
 
 
@@ -166,4 +170,4 @@ def _from_tensorboard(folder: Path) -> dict[str, Curve]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # all of them
     events.Reload()
     found = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
-    return {name: Curve([e.step for e in events], [e.value for e in events]) for name, events in found.items()}
+    return {name: Curve([at.step for at in curve], [at.value for at in curve]) for name, curve in found.items()}

@@ -75,7 +75,8 @@ def grids(table: Table, results: Results) -> list[tuple[str, list[list[str]]]]:
 
 CLAIMS = (
     "A claim appears where the interval of the difference, by Student's t over trainings (over sampling seeds where "
-    "nothing is trained), does not reach 0; cells that measure the same models are compared model by model."
+    "nothing is trained), does not reach 0; cells that measure the same models are compared model by model. Each "
+    "interval stands for itself: of many such, some miss by chance."
 )
 
 

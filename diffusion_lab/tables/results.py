@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -179,11 +180,13 @@ def difference(metric: str, one: Result, other: Result) -> tuple[float, float]:
     ours, theirs = one.runs(metric), other.runs(metric)
     if len(ours) < 2 or len(theirs) < 2:
         return math.nan, math.nan
-    if ours.keys() == theirs.keys():
-        found = stats.ttest_rel([theirs[run] for run in ours], [*ours.values()])
-    else:
-        found = stats.ttest_ind([*theirs.values()], [*ours.values()], equal_var=False)
-    low, high = found.confidence_interval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of equal values, whose interval is right all the same
+        if ours.keys() == theirs.keys():
+            found = stats.ttest_rel([theirs[run] for run in ours], [*ours.values()])
+        else:
+            found = stats.ttest_ind([*theirs.values()], [*ours.values()], equal_var=False)
+        low, high = found.confidence_interval()
     return float(low), float(high)
 
 
