@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffusion_lab.autoencoder_module import AutoencoderModule
     from diffusion_lab.callbacks import (
         BitsPerDim,
+        Compile,
         FIDCallback,
         LossByNoiseLevel,
         Progress,
@@ -195,7 +196,15 @@ _HOMES = {
     "animation": ["Animation"],
     "autoencoder": ["load_autoencoder", "save_autoencoder"],
     "autoencoder_module": ["AutoencoderModule"],
-    "callbacks": ["BitsPerDim", "FIDCallback", "LossByNoiseLevel", "Progress", "ReconstructionGrid", "SampleGrid"],
+    "callbacks": [
+        "BitsPerDim",
+        "Compile",
+        "FIDCallback",
+        "LossByNoiseLevel",
+        "Progress",
+        "ReconstructionGrid",
+        "SampleGrid",
+    ],
     "checkpoint": ["load", "load_module", "save"],
     "conditions": ["ClassLabel", "Cond", "Conditioner", "Conditions", "Image", "MaskedImage", "Text", "Vector"],
     "configurable": ["Configurable"],

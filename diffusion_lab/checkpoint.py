@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from diffusion_lab.configurable import build, unrecorded
 from diffusion_lab.errors import InputError, unknown
@@ -25,31 +26,31 @@ WEIGHTS, CONFIG, MEASURED = "model.safetensors", "config.json", "measured.json"
 FILES = {WEIGHTS, CONFIG, MEASURED}
 
 
-def load(path: str | Path, weights: Weights = "ema", trust: bool = False) -> Pipeline:
+def load(path: str | Path, weights: Weights | None = None, trust: bool = False) -> Pipeline:
     """Rebuild a trained model from its checkpoint and nothing else.
 
     Args:
         path: A folder that `fit` or `save` wrote, or a Lightning `.ckpt`.
-        weights: "ema", or "raw" from a `.ckpt`, which has both.
+        weights: "ema" or "raw": averaged ones unless given of a `.ckpt`, which has both, and what a folder has.
         trust: Import and run classes from outside diffusion_lab and torch.nn that the checkpoint names.
 
     Raises:
         InputError: There is no such checkpoint, it is truncated, or it is something else.
     """
-    if weights not in ("ema", "raw"):
+    if weights not in (None, "ema", "raw"):
         raise unknown("weights", weights, ["ema", "raw"])
     path = Path(path)
     if path.is_dir():
         return _load_folder(path, weights, trust)
     if path.is_file():
-        return _load_lightning(path, weights, trust)
+        return _load_lightning(path, weights or "ema", trust)
     raise InputError(f"no checkpoint at {path}: give a folder that fit or save wrote, or a Lightning .ckpt")
 
 
 def load_module(path: str | Path, trust: bool = False) -> DiffusionModule:
     """Rebuild the module of a checkpoint, to be validated: its optimizer is left out.
 
-    Of a folder, which has averaged weights alone, they stand for the raw ones too.
+    Of a folder, which has averaged or raw weights alone, they stand for both.
 
     Args:
         path: A folder that `fit` or `save` wrote, or a Lightning `.ckpt`.
@@ -77,21 +78,31 @@ def load_module(path: str | Path, trust: bool = False) -> DiffusionModule:
     return module
 
 
-def _load_folder(path: Path, weights: str, trust: bool) -> Pipeline:
+def _load_folder(path: Path, weights: Weights | None, trust: bool) -> Pipeline:
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if missing:
         raise InputError(f"{path} is no checkpoint: it has no {missing[0]}; give a folder that fit or save wrote")
-    if weights != "ema":
-        raise InputError(f"{path} holds averaged weights alone: load raw ones from the run's .ckpt")
-    config = read_json(path / CONFIG)
+    config, held = read_json(path / CONFIG), held_weights(path)
+    if weights not in (None, held):
+        ours, others = ("averaged", "raw") if held == "ema" else ("raw", "averaged")
+        raise InputError(f"{path} holds {ours} weights alone: load {others} ones from the run's .ckpt")
     measured = read_json(path / MEASURED) if (path / MEASURED).is_file() else None
     pipe = Pipeline.from_config(config.get("model", {}), measured, trust)
+    pipe.weights = held
     try:
         state = load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path / WEIGHTS} is truncated or not a safetensors file ({error}): get it again") from error
     pipe.load_state_dict(state, path / WEIGHTS)
     return pipe
+
+
+def held_weights(path: Path) -> Weights:
+    """Which weights a folder holds; raises InputError where it says neither."""
+    held = read_json(path / CONFIG).get("weights", "ema")
+    if held not in ("ema", "raw"):
+        raise InputError(f"{path / CONFIG} says that its weights are {held!r}, not ema or raw: get it again")
+    return held
 
 
 def read_lightning_checkpoint(path: Path) -> dict[str, Any]:
@@ -108,7 +119,7 @@ def read_lightning_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
+def _load_lightning(path: Path, weights: Weights, trust: bool) -> Pipeline:
     checkpoint = read_lightning_checkpoint(path)
     record, parameters = checkpoint["diffusion_lab"], checkpoint["hyper_parameters"]
     if not isinstance(record, dict) or not isinstance(parameters, dict) or "class_path" not in record:
@@ -116,6 +127,7 @@ def _load_lightning(path: Path, weights: str, trust: bool) -> Pipeline:
     arguments = {key: value for key, value in parameters.items() if not key.startswith("_")}
     config = {"class_path": record["class_path"], "init_args": arguments}
     pipe = Pipeline.from_config(config, record.get("measured"), trust)
+    pipe.weights = weights
     prefix = "ema.copies." if weights == "ema" else ""
     names = tuple(f"{prefix}{part}." for part in (NETWORK, CONDITIONS))
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(names)}
@@ -153,16 +165,21 @@ def check_recorded(config: Mapping[str, Any]) -> None:
         )
 
 
-def save(model: Pipeline | DiffusionModule, path: str | Path, overwrite: bool = False) -> Path:
-    """Write a checkpoint folder: averaged weights as safetensors, config and measured protocol as JSON.
+def save(
+    model: Pipeline | DiffusionModule, path: str | Path, overwrite: bool = False, dtype: torch.dtype | None = None
+) -> Path:
+    """Write a checkpoint folder: weights as safetensors, config and measured protocol as JSON.
 
     Args:
         model: A pipeline, or a module, of which the averaged weights are written.
         path: The folder; it appears whole or not at all.
         overwrite: Replace a model that is there; anything else is left alone.
+        dtype: What the weights are rounded to, such as torch.float16, half as large a file; what they have unless
+            given. `load` makes float32 of it again.
 
     Raises:
-        InputError: The folder holds something already or cannot be written, or the model's config was not recorded.
+        InputError: The folder holds something already or cannot be written, the model's config was not recorded, or a
+            weight is too large for the dtype.
     """
     from diffusion_lab import __version__
 
@@ -170,12 +187,27 @@ def save(model: Pipeline | DiffusionModule, path: str | Path, overwrite: bool = 
     path = Path(path)
     check_target(path, overwrite)
     check_recorded(pipe.config)
+    state = {key: rounded(key, value, dtype) for key, value in pipe.state_dict().items()}
+    config: dict[str, Any] = {"diffusion_lab": __version__, "model": pipe.config}
+    if pipe.weights != "ema":
+        config["weights"] = pipe.weights
     with atomic_folder(path) as folder:
-        state = {key: value.detach().cpu().contiguous() for key, value in pipe.state_dict().items()}
-        config = {"diffusion_lab": __version__, "model": pipe.config}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
-        if pipe.measured:
+        if pipe.measured and pipe.measured["protocol"].get("weights") == pipe.weights:
             (folder / MEASURED).write_text(json.dumps(pipe.measured, indent=2) + "\n")
     return path
+
+
+def rounded(key: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A weight as it is written; raises InputError where the dtype is no float or cannot hold it."""
+    value = value.detach().cpu().contiguous()
+    if dtype is None or not value.is_floating_point():
+        return value
+    if not dtype.is_floating_point:
+        raise InputError(f"weights are saved as floats: got {dtype}; give torch.float16 or torch.bfloat16")
+    made = value.to(dtype)
+    if not torch.equal(made.isfinite(), value.isfinite()):
+        raise InputError(f"{key} has values that {dtype} cannot hold: give torch.bfloat16, or no dtype")
+    return made

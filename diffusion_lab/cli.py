@@ -31,6 +31,7 @@ OTHERS = {
     "stats": "make reference statistics of real images, for distances",
     "plot": "draw loss, loss by noise level and distances of runs in one figure",
     "sample": "generate images from a checkpoint",
+    "export": "make a checkpoint folder of a run's .ckpt, in 16 bits if wanted",
 }
 
 
@@ -108,6 +109,10 @@ def run() -> None:
         from diffusion_lab.plot_cli import run_plot
 
         run_plot(options)
+    elif options.command == "export":
+        from diffusion_lab.export_cli import run_export
+
+        run_export(options)
     else:
         raise unknown("command", options.command, [*TRAINING, *OTHERS])
 
@@ -130,6 +135,7 @@ def top_parser() -> Parser:
         "table": add_table,
         "plot": add_plot,
         "sample": add_sample,
+        "export": add_export,
     }
     for name, text in OTHERS.items():
         inner = commands.add_parser(name, help=text)
@@ -219,3 +225,22 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
     add("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as logs/quickstart/version_0")
     add("--names", nargs="+", metavar="NAME", help="what runs are called; what tells their paths apart unless given")
     add("--output", type=Path, default=Path("runs.png"), metavar="PNG", help="png, pdf or svg; runs.png unless given")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The options of `export`."""
+    parser.description = (
+        "Write the folder that load and sample read: the weights of a Lightning .ckpt, averaged or raw, or those of "
+        "another folder, with the config of the model; without the optimizer, in 16 bits if wanted."
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a Lightning .ckpt, or a folder that fit wrote")
+    add("output", type=Path, metavar="FOLDER", help="where it is written")
+    add("--weights", choices=["ema", "raw"], help="of a .ckpt, which has both; ema unless given")
+    add(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        help="what weights are rounded to; as they are unless given",
+    )
+    add("--trust", action="store_true", help="run classes from outside diffusion_lab that the checkpoint names")
+    add("--overwrite", action="store_true", help="replace a model at FOLDER")

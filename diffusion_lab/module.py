@@ -22,7 +22,7 @@ from diffusion_lab.generate import generate
 from diffusion_lab.guidance import Model
 from diffusion_lab.measured import sampling_options
 from diffusion_lab.noise import drawn_normal, run_seed, training_generator
-from diffusion_lab.optimizers import MakeOptimizer, MakeScheduler, make_optimizers
+from diffusion_lab.optimizers import MakeOptimizer, MakeScheduler, lay_out_state, make_optimizers
 from diffusion_lab.predictions import Prediction
 from diffusion_lab.residual import check_residual
 from diffusion_lab.schedules import NoiseSchedule
@@ -114,6 +114,10 @@ class DiffusionModule(Configurable, LightningModule):
                 f"the arguments of {missing[0]} are not recorded, so that no checkpoint of it can rebuild itself: "
                 "derive the class from diffusion_lab.Configurable"
             )
+
+    def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            lay_out_state(optimizer)
 
     def check_data(self, batch: Mapping[str, Tensor], annotations: Mapping[str, Tensor] | None = None) -> None:
         """Refuse data that does not fit the model, before any of it is trained on.

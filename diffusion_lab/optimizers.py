@@ -6,7 +6,8 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
@@ -41,3 +42,14 @@ def make_optimizers(
     except (TypeError, ValueError) as error:
         raise InputError(f"model.optimizer and model.lr_scheduler cannot be made: {error}") from error
     return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def lay_out_state(optimizer: Optimizer) -> None:
+    """Give an optimizer's state the memory layout of its weights, where a checkpoint was written with another.
+
+    Fused optimizers take equal layouts for granted and step each weight by another one's average otherwise.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

@@ -37,11 +37,13 @@ class Pipeline:
     Attributes:
         model: The denoiser, the conditions and the space.
         config: What the model is made of, as plain data.
+        weights: Which ones it has, "ema" or "raw".
         measured: The last distance that was measured and its protocol, or None. Its sampler, steps, guidance scale
             and the like are the defaults of a call.
         evaluations: How often the last call asked the network about each image, guidance's second half included.
     """
 
+    weights: Weights = "ema"
     evaluations: int = 0
 
     def __init__(self, module: DiffusionModule, weights: Weights = "ema") -> None:
@@ -50,6 +52,7 @@ class Pipeline:
             module: A module in hand, whose weights are shared, not copied.
             weights: "ema" or "raw".
         """
+        self.weights = weights
         measured = module.measured if module.measured and module.measured["protocol"]["weights"] == weights else None
         self._hold(module.parts(weights), module.config, measured, trust=True)
 

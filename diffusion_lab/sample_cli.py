@@ -83,7 +83,7 @@ def add_sample(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, help="with an image's place in the list it decides the image; 0 unless given")
     add("--columns", type=int, metavar="N", help="images in a row of the grid; a row of ten, or a square, unless given")
-    add("--weights", choices=["ema", "raw"], default="ema", help="ema unless given; a folder has no raw ones")
+    add("--weights", choices=["ema", "raw"], help="of a .ckpt, which has both; ema unless given")
     add("--batch-size", type=int, default=64, metavar="N", help="images in memory at once; 64 unless given")
     add("--device", help="cpu, cuda or mps; a GPU where there is one, unless given")
     add("--trust", action="store_true", help="run classes from outside diffusion_lab that the checkpoint names")

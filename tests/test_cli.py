@@ -93,6 +93,27 @@ def test_fit_trains_measures_saves_and_says_so(
     assert Path("out/model/model.safetensors").read_bytes() != before
 
 
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_export_makes_a_folder_of_a_runs_checkpoint(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], weights: str
+) -> None:
+    assert command(monkeypatch, "fit", "--config", "tiny.yaml") == 0
+    (ckpt,) = Path("lightning_logs").rglob("*.ckpt")
+    capsys.readouterr()
+    assert command(monkeypatch, "export", ckpt, "half", "--weights", weights, "--dtype", "float16") == 0
+    size = sum(path.stat().st_size for path in Path("half").iterdir())
+    assert capsys.readouterr().out == f"wrote half: {weights} weights, {size / 1e6:.1f} MB\n"
+    expected = load(ckpt, weights).state_dict()  # type: ignore[arg-type]
+    for name, value in load("half", weights).state_dict().items():  # type: ignore[arg-type]
+        assert torch.equal(value, expected[name].half().float())
+    before = Path("half/model.safetensors").read_bytes()
+    assert command(monkeypatch, "export", ckpt, "half") == 2
+    assert "half already holds a finished run: give another folder, or --overwrite" in capsys.readouterr().err
+    assert Path("half/model.safetensors").read_bytes() == before
+    assert command(monkeypatch, "export", ckpt, "half", "--overwrite") == 0
+    assert len(Path("half/model.safetensors").read_bytes()) > len(before)
+
+
 def test_validate_test_and_predict_take_a_checkpoint(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -422,6 +443,10 @@ BAD = [
     (["sample", "model", "--labels", "1", "--device", "meta"], "no device 'meta' here"),
     (["sample", "nowhere", "--labels", "1", "--output", "new/folder/a.png"], "no checkpoint at nowhere"),
     (["sample", "model", "--label", "1"], "unrecognized arguments: --label 1"),
+    (["export", "nowhere", "out"], "no checkpoint at nowhere"),
+    (["export", "tiny.yaml", "out"], "tiny.yaml is truncated or not a Lightning checkpoint"),
+    (["export", "tiny.yaml", "tiny.yaml"], "tiny.yaml is a file: give a folder"),
+    (["export", "tiny.yaml", "out", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     (["smaple"], "unknown command 'smaple'"),
 ]  # fmt: skip
 

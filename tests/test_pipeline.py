@@ -416,6 +416,65 @@ def test_bad_calls_are_named(folder: Path) -> None:
         load(folder, weights="raw")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_are_saved_in_16_bits_and_computed_with_in_32(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Each weight is the nearest of the format, in a file half as large."""
+    module = tiny_module()
+    whole, half = (save(module, tmp_path / str(kind), dtype=kind) for kind in (None, dtype))
+    sizes = [(path / "model.safetensors").stat().st_size for path in (whole, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    expected, found = load(whole).state_dict(), load(half).state_dict()
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected[name].to(dtype).float())
+    assert load(half)(labels=[3], steps=2, progress=False).shape == (1, 1, 8, 8)  # type: ignore[union-attr]
+
+
+def test_weights_that_do_not_fit_their_format_are_not_saved(tmp_path: Path) -> None:
+    module = tiny_module()
+    with torch.no_grad():
+        next(iter(module.ema.copies["denoiser"].parameters())).view(-1)[0] = 1e5
+    for dtype, message in (
+        (torch.float16, "torch.float16 cannot hold: give torch.bfloat16"),
+        (torch.int8, "as floats: got torch.int8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            save(module, tmp_path / "model", dtype=dtype)
+        assert not (tmp_path / "model").exists()
+    assert load(save(module, tmp_path / "model", dtype=torch.bfloat16)).weights == "ema"
+
+
+def test_a_folder_says_which_weights_it_holds(ckpt: tuple[Path, Any], tmp_path: Path) -> None:
+    path, module = ckpt
+    folders = {weights: save(load(path, weights), tmp_path / weights) for weights in ("ema", "raw")}  # type: ignore[arg-type]
+    for weights, folder in folders.items():
+        pipe = load(folder)
+        assert pipe.weights == weights
+        expected = module.parts(weights).denoiser.network.state_dict()
+        for name, value in expected.items():
+            assert torch.equal(pipe.model.denoiser.network.state_dict()[name], value)
+    with pytest.raises(InputError, match="holds raw weights alone: load averaged ones from the run's .ckpt"):
+        load(folders["raw"], weights="ema")
+    config = json.loads((folders["raw"] / "config.json").read_text())
+    (folders["raw"] / "config.json").write_text(json.dumps({**config, "weights": "best"}))
+    with pytest.raises(InputError, match="says that its weights are 'best', not ema or raw"):
+        load(folders["raw"])
+
+
+def test_a_score_of_averaged_weights_is_not_saved_with_raw_ones(tmp_path: Path) -> None:
+    module = tiny_module()
+    protocol = {"weights": "ema", "sampling": {"sampler": {"class_path": "diffusion_lab.DDIM", "init_args": {}}, "steps": 4,
+                "spacing": "leading", "guidance_scale": 1.0}}  # fmt: skip
+    module.measured = {"key": "fd_digits_20", "value": 3.0, "protocol": protocol}
+    trainer = Trainer(accelerator="cpu", max_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                      enable_model_summary=False, default_root_dir=tmp_path)  # fmt: skip
+    trainer.fit(module, ClassConditional(Digits(), batch_size=32))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    for weights, there in (("ema", True), ("raw", False)):
+        folder = save(load(tmp_path / "a.ckpt", weights), tmp_path / weights)  # type: ignore[arg-type]
+        assert (folder / "measured.json").is_file() == there
+
+
 def test_saving_replaces_nothing_unasked_and_leaves_nothing_half_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,7 +344,10 @@ def test_what_cannot_run_is_one_line_before_anything_runs(
         (with_row(paper={"3": {"fd": 1.0}}), "unknown name '3': allowed are 1, 2"),
         (with_row(measure={"sampler": "ddimm"}), "unknown sampler 'ddimm'"),
         (with_row(measure={"stepps": 3}), "stepps"),
-        (with_row(measure={"weights": "raw"}), "holds averaged weights alone: train the row"),
+        (
+            with_row(measure={"weights": "raw"}),
+            "holds ema weights alone: train the row, or give a folder of raw ones",
+        ),
         (with_row(paper={"1": {"fd": "good"}}), "must be numbers by metric"),
         (
             {"claims": [{"text": "a", "metric": "fd", "less": [[["dim", "1"], ["ddim", "2"]]]}]},

@@ -1,6 +1,7 @@
 """What a Trainer does beside training: distances, likelihoods, grids of images, files."""
 
 from diffusion_lab.callbacks.bits_per_dim import BitsPerDim
+from diffusion_lab.callbacks.compile import Compile
 from diffusion_lab.callbacks.fid import FIDCallback
 from diffusion_lab.callbacks.image_writer import ImageWriter
 from diffusion_lab.callbacks.loss_by_noise_level import LossByNoiseLevel
@@ -10,6 +11,7 @@ from diffusion_lab.callbacks.sample_grid import SampleGrid
 
 __all__ = [
     "BitsPerDim",
+    "Compile",
     "FIDCallback",
     "ImageWriter",
     "LossByNoiseLevel",

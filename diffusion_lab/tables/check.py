@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diffusion_lab.callbacks.fid import FIDCallback
-from diffusion_lab.checkpoint import load_module
+from diffusion_lab.checkpoint import held_weights, load_module
 from diffusion_lab.data.unconditional import Unconditional
 from diffusion_lab.data_config import build_data
 from diffusion_lab.errors import InputError
@@ -74,8 +74,10 @@ def check_cell(table: Table, job: Measurement, module: DiffusionModule | None, c
         raise InputError(
             f"{missing[0]} is not measured, only {', '.join(sorted(known))}: add what gives it to measure.metrics"
         )
-    if cell.checkpoint is not None and callback.weights == "raw" and job.model.is_dir():
-        raise InputError(f"{cell.checkpoint} holds averaged weights alone: train the row")
+    if job.model.is_dir() and callback.weights != (held := held_weights(job.model)):
+        raise InputError(
+            f"{cell.checkpoint} holds {held} weights alone: train the row, or give a folder of {callback.weights} ones"
+        )
     data = checked.data_of(job.config, cell.config)
     if module is None:
         module = build_model(job.training.config["model"]) if job.training else load_module(job.model)

@@ -50,6 +50,7 @@ from rich.table import Table
 from torch import nn
 
 from diffusion_lab import (
+    Compile,
     Cond,
     DDPMUNet,
     DiffusionModule,
@@ -77,28 +78,21 @@ class Noise(Source):
         return Images(torch.randint(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator))
 
 
-def prepared(network: nn.Module, cuda: bool) -> nn.Module:
-    """A network as ours is trained: on a GPU channels-last and compiled in place, so that its keys stay."""
-    if cuda:
-        network.to(memory_format=torch.channels_last)
-        network.compile()
-    return network
-
-
 def make_module(cuda: bool) -> DiffusionModule:
     """The model that Trainer.fit trains."""
     optimizer = functools.partial(torch.optim.AdamW, lr=2e-4, fused=cuda)
-    module = DiffusionModule(
+    return DiffusionModule(
         DDPMUNet(), TableSchedule("linear"), PixelSpace([3, SIDE, SIDE]), Prediction.EPSILON, optimizer=optimizer
     )
-    prepared(module.denoiser.network, cuda)
-    return module
 
 
 def bare(batch: int, device: torch.device) -> Step:
     """The same network, trained by hand."""
     cuda = device.type == "cuda"
-    network = prepared(DDPMUNet().to(device), cuda)
+    network = DDPMUNet().to(device)
+    if cuda:  # as Compile does it
+        network.to(memory_format=torch.channels_last)
+        network.compile()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, fused=cuda)
     x0, schedule, nothing = torch.rand(batch, 3, SIDE, SIDE, device=device) * 2 - 1, TableSchedule("linear"), Cond()
     precision = torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
@@ -249,7 +243,7 @@ def train(others: dict[str, Step], batch: int, steps: int, device: torch.device)
             enable_checkpointing=False,
             enable_model_summary=False,
             logger=TensorBoardLogger(Path(folder), name="run"),
-            callbacks=[callback, Progress()],
+            callbacks=[callback, Progress(), *([Compile()] if cuda else [])],
         )
         trainer.fit(make_module(cuda), Unconditional(Noise(), batch_size=batch, horizontal_flip=True))
     return callback.times
