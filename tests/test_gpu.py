@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from oracles import tiny_module
 
-from diffusion_lab import ClassConditional, DigitClassifier, Digits, FIDCallback, Pipeline, load
+from diffusion_lab import ClassConditional, Compile, DigitClassifier, Digits, FIDCallback, Pipeline, load
 from diffusion_lab.callbacks import fid
 
 ROOT = Path(__file__).parents[1]
@@ -34,23 +35,21 @@ def _float32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = True
 
 
-def train(tmp_path: Path, **options: Any) -> tuple[Trainer, Any]:
-    """Twenty steps of the tiny model; the same times, noises and drops each time."""
-    module = tiny_module()
+def train(tmp_path: Path, ckpt: Path | None = None, module: Any = None, **options: Any) -> tuple[Trainer, Any]:
+    """Twenty steps of the tiny model unless more are asked for; the same times, noises and drops each time."""
+    module, defaults = module or tiny_module(), {"max_steps": 20, "log_every_n_steps": 20}
     trainer = Trainer(
         accelerator=ACCELERATOR,
         devices=1,
-        max_steps=20,
-        log_every_n_steps=20,
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
-        **options,
+        **{**defaults, **options},
     )
-    trainer.fit(module, ClassConditional(Digits(), batch_size=64))
+    trainer.fit(module, ClassConditional(Digits(), batch_size=64), ckpt_path=ckpt, weights_only=True)
     return trainer, module
 
 
@@ -65,6 +64,41 @@ def test_training_in_less_precision_has_the_loss_of_float32(tmp_path: Path, prec
         coarse, _ = train(tmp_path, precision=precision)
     expected = exact.callback_metrics["train/loss"].item()
     assert coarse.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=apart)
+
+
+def test_training_as_it_is_fastest_has_the_loss_of_float32(tmp_path: Path) -> None:
+    """Compiled, channels-last and by a fused optimizer; then on from its checkpoint, with and without the layout."""
+    fused = functools.partial(torch.optim.AdamW, lr=1e-3, fused=True)
+    plain, _ = train(tmp_path, module=tiny_module(optimizer=functools.partial(torch.optim.AdamW, lr=1e-3)))
+    fast, _ = train(tmp_path, module=tiny_module(optimizer=fused), callbacks=[Compile()])
+    expected = plain.callback_metrics["train/loss"].item()
+    assert fast.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=1e-3)
+    fast.save_checkpoint(cut := tmp_path / "cut.ckpt")
+    weights = []
+    for callbacks in ([Compile()], []):
+        _, module = train(tmp_path, cut, tiny_module(optimizer=fused), callbacks=callbacks, max_steps=40)
+        weights.append(torch.cat([weight.flatten() for weight in module.denoiser.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-2, atol=1e-3)
+
+
+def test_a_training_step_never_waits_for_the_device() -> None:
+    """Neither the loss, nor its gradients, nor the optimizer, nor the average asks for a number."""
+    module = tiny_module().to(DEVICE)
+    batch = ClassConditional(Digits(), batch_size=64).batch("train", torch.arange(64))
+    images, labels = batch["images"].to(DEVICE), {"labels": batch["labels"].to(DEVICE)}
+    optimizer = torch.optim.AdamW(module.denoiser.parameters(), fused=True)
+    generator = torch.Generator(DEVICE)
+    for mode in ("default", "error"):  # the first step may look things up
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            generator.manual_seed(0)
+            cond = module.conditions(labels, module.conditions.drop_mask(len(images), generator))
+            module.denoiser.loss(module.space.encode(images), cond, generator).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            module.ema.update(denoiser=module.denoiser, conditions=module.conditions)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver_pp"])
