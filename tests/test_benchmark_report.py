@@ -50,7 +50,15 @@ def test_results_say_what_was_measured_and_how(report: Any, tmp_path: Path, monk
     assert "| memory | 1.2 | ≤ 1 | no |" in text
     assert "```text\na table\n['--device', 'cpu']\n```" in text
     index = (tmp_path / "results" / "README.md").read_text()
-    assert index.count("[good](a_fast_processor_2_cores/good.md)") == len(RATIOS)
+    assert index.endswith("| 1 of 2 | speed 2.5 (≥ 2); memory 1.2 (≤ 1) |\n")
+    assert "[good](a_fast_processor_2_cores/good.md) | A (fast) processor, 2 cores |" in index
+
+
+def test_of_many_numbers_the_table_has_those_that_fall_short(report: Any, tmp_path: Path) -> None:
+    good, bad = RATIOS.values()
+    record = {"benchmark": "many", "device": "cpu", "ratios": {**{f"case {i}": good for i in range(9)}, "last": bad}}
+    report.write(tmp_path / "a" / "many.md", report.page("many", "a", [], "", record, 1.0))
+    assert report.index(tmp_path).endswith("| 9 of 10 | last 1.2 (≤ 1) |\n")
 
 
 def test_a_quick_run_does_not_replace_a_whole_one(report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

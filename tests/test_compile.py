@@ -108,16 +108,19 @@ def test_a_compiled_run_is_a_plain_one(tmp_path: Path, backend: str) -> None:
         assert len(COMPILED) == 1  # whole: a break would make a graph on each side of it
 
 
-def test_the_averaged_copy_samples_compiled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["recording", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_averaged_copy_samples_compiled(tmp_path: Path, backend: str) -> None:
     """Graphs for the loss of validation and, with the same network, for guided sampling; the number is the plain one."""
     values = []
-    for compiled in ([], [Compile(backend="recording")]):
+    for compiled in ([], [Compile(backend=backend)]):
         measures = FIDCallback(DigitClassifier(), samples=20, steps=2, floor_splits=0, guidance_scale=2.0)
         options: dict[str, Any] = {"limit_val_batches": 1, "logger": False, "enable_progress_bar": False}
         trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[measures, *compiled], **options)
         trainer.validate(tiny(), ClassConditional(Digits(), batch_size=40), verbose=False)
         values.append(trainer.callback_metrics["val/fd_digits_20"].item())
-    assert len(COMPILED) == 1  # of the loss's 40 images, which are as many as 20 with their unconditional halves
+    assert len(COMPILED) == (
+        backend == "recording"
+    )  # of the loss's 40 images, which are as many as 20 with their unconditional halves
     assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
@@ -127,6 +130,21 @@ def test_convolutions_lie_channels_last_where_they_are_asked_to(tmp_path: Path) 
         weights = [w for part in ("raw", "ema") for w in convolutions(module.parts(part).denoiser.network)]  # type: ignore[arg-type]
         assert len(weights) > 10
         assert {w.is_contiguous(memory_format=torch.channels_last) for w in weights} == {asked}
+
+
+@pytest.mark.parametrize(
+    ("mode", "sampling"),
+    [("default", "default"), ("reduce-overhead", "default"), ("max-autotune", "max-autotune-no-cudagraphs")],
+)
+def test_what_samples_has_no_graphs_that_overwrite_what_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, sampling: str
+) -> None:
+    seen: dict[int, Any] = {}
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: seen.update({id(self): options}))
+    module = tiny()
+    Compile(mode=mode).setup(Trainer(accelerator="cpu", logger=False), module, "fit")
+    assert seen[id(module.parts("raw").denoiser.network)]["mode"] == mode
+    assert seen[id(module.parts("ema").denoiser.network)]["mode"] == sampling
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -159,6 +177,10 @@ def test_the_state_of_an_optimizer_takes_the_layout_of_its_weights() -> None:
     ("options", "message"),
     [
         ({"mode": "fast"}, "unknown mode 'fast': allowed are default, max-autotune, "),
+        (
+            {"mode": "max-autotune", "backend": "aot_eager"},
+            "only the backend inductor has modes: leave out 'max-autotune'",
+        ),
         ({"backend": "inducter"}, "did you mean 'inductor'?"),
     ],
 )

@@ -2,7 +2,7 @@
 
 Command:   python experiments/benchmarks/report.py [NAME ...] [--device cpu|cuda] [--quick] [--results FOLDER]
 Needs:     pip install -e ".[bench]", and a machine that does nothing else
-Time:      that of the benchmarks, which each say in their first lines; all of them half an hour on two CPU cores.
+Time:      that of the benchmarks, which each say in their first lines; all of them 40 minutes on two CPU cores.
 Writes:    results/MACHINE/NAME.md (NAME_quick.md) as each ends, and results/README.md, a table of all that is there.
            One that fails is told of at the end, with status 1, and leaves what was there.
 """
@@ -40,6 +40,7 @@ PACKAGES = (
     "scipy",
 )
 WIDTH = 110  # of what is printed
+FEW = 4  # numbers of a benchmark, which the table of all has room for
 RECORD = re.compile(r"^<!-- (\{.*\}) -->$", re.MULTILINE)
 
 
@@ -74,17 +75,29 @@ def run(name: str, options: list[str]) -> tuple[str, dict[str, Any], float]:
     return "\n".join(line.rstrip() for line in printed), json.loads(record), time.perf_counter() - started
 
 
-def target(ratio: dict[str, Any]) -> str:
-    """A number's target, and whether it is as good, as two cells of a table."""
-    if ratio["better"] == "lower":
-        return f"≤ {ratio['target']:g} | {'yes' if ratio['value'] <= ratio['target'] else 'no'}"
-    return f"≥ {ratio['target']:g} | {'yes' if ratio['value'] >= ratio['target'] else 'no'}"
+def number(value: float) -> str:
+    """With four digits, or all that stand before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def bound(ratio: dict[str, Any]) -> str:
+    """A number's target."""
+    return f"{'≤' if ratio['better'] == 'lower' else '≥'} {number(ratio['target'])}"
+
+
+def met(ratio: dict[str, Any]) -> bool:
+    """Whether a number is as good as its target."""
+    value, target = ratio["value"], ratio["target"]
+    return value <= target if ratio["better"] == "lower" else value >= target
 
 
 def page(name: str, machine: str, options: list[str], printed: str, record: dict[str, Any], seconds: float) -> str:
     """The Markdown of one result."""
     command = " ".join(["python", f"experiments/benchmarks/{name}.py", *options])
-    rows = [f"| {key} | {ratio['value']:g} | {target(ratio)} |" for key, ratio in record["ratios"].items()]
+    rows = [
+        f"| {key} | {number(ratio['value'])} | {bound(ratio)} | {'yes' if met(ratio) else 'no'} |"
+        for key, ratio in record["ratios"].items()
+    ]
     kept = json.dumps({**record, "machine": machine, "date": f"{date.today()}", "quick": "--quick" in options})
     return "\n".join(
         [
@@ -114,17 +127,21 @@ def index(results: Path) -> str:
         "What `python experiments/benchmarks/report.py` has measured, on machines that did nothing else. How each is",
         "measured is said in the first lines of its script; a target is what the project is to reach.",
         "",
-        "| benchmark | machine | date | | measured | target | met |",
-        "|---|---|---|---|---|---|---|",
+        "| benchmark | machine | date | targets met | measured, and target |",
+        "|---|---|---|---|---|",
     ]
     for path in sorted(results.glob("*/*.md")):
         if (found := RECORD.search(path.read_text())) is None:
             continue
         record = json.loads(found[1])
         link = f"[{record['benchmark']}]({path.relative_to(results).as_posix()})"
-        for key, ratio in record["ratios"].items():
-            machine = f"{record['machine']}{', quick' if record['quick'] else ''}"
-            lines.append(f"| {link} | {machine} | {record['date']} | {key} | {ratio['value']:g} | {target(ratio)} |")
+        machine = f"{record['machine']}{', quick' if record['quick'] else ''}"
+        ratios = record["ratios"]
+        good = sum(map(met, ratios.values()))
+        # All of a few numbers; of many, those that fall short.
+        told = {key: ratio for key, ratio in ratios.items() if len(ratios) <= FEW or not met(ratio)}
+        numbers = "; ".join(f"{key} {number(ratio['value'])} ({bound(ratio)})" for key, ratio in told.items())
+        lines.append(f"| {link} | {machine} | {record['date']} | {good} of {len(ratios)} | {numbers} |")
     return "\n".join([*lines, ""])
 
 

@@ -25,7 +25,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_lab import EMA, ClassConditional, ClassLabel, DiffusionModule, Digits, PixelSpace, TableSchedule, UNet
+from diffusion_lab import (
+    EMA,
+    ClassConditional,
+    ClassLabel,
+    Cond,
+    DiffusionModule,
+    Digits,
+    PixelSpace,
+    Progress,
+    TableSchedule,
+    UNet,
+)
 
 BATCH, WARMUP, TARGET = 128, 10, 1.03
 
@@ -56,8 +67,6 @@ class BareLoop:
 
     def step(self) -> None:
         """One step: draw, corrupt, predict v, descend."""
-        from diffusion_lab import Cond
-
         chosen = torch.randint(len(self.images), (BATCH,), device=self.device)
         x0, labels = self.images[chosen].float() / 127.5 - 1, self.labels[chosen]
         labels = torch.where(torch.rand(BATCH, device=self.device) < 0.1, 10, labels)
@@ -115,7 +124,7 @@ def main() -> None:
             enable_model_summary=False,
             log_every_n_steps=11,
             logger=TensorBoardLogger(Path(folder), name="run"),
-            callbacks=[callback],
+            callbacks=[callback, Progress(console_kwargs={"stderr": True})],
         )
         trainer.fit(make_module(), ClassConditional(Digits(), batch_size=BATCH))
 
