@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 import diffusion_lab
 from diffusion_lab import ClassConditional, Classifier, EfficientNetLite0, FashionMNIST
+from diffusion_lab.data.sources.cache import hashed
 from diffusion_lab.device import find_device
 from diffusion_lab.files import read_json, write_json
 from diffusion_lab.images import grid, write_png
@@ -59,11 +59,12 @@ class Evaluation:
             for split in SPLITS:
                 self.references[name, split] = made.read(split, Needs()).features.gaussian  # type: ignore[arg-type]  # a key
 
-    def once(self, name: str, make: Callable[[], Scores]) -> Scores:
-        """A measurement, made unless it is there already."""
-        path = self.work / f"{name}.json"
+    def once(self, make: Callable[..., Scores], folder: Path, *arguments: Any) -> Scores:
+        """A measurement of a model, made unless it is there already."""
+        path = self.work / f"{make.__name__}_{hashed([digest(folder), arguments])}.json"
         if not path.is_file():
-            write_json(path, make())
+            print(f"{make.__name__} of {folder}: {', '.join(map(str, arguments))}", file=sys.stderr)
+            write_json(path, make(folder, *arguments))
         return read_json(path)
 
     def sample(self, folder: Path, count: int, scale: float, seed: int) -> Tensor:
@@ -113,16 +114,13 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="a PNG")
     options = parser.parse_args()
     counts, seeds = sorted(options.samples), options.seeds
-    folders = {name: path for name, path in (("averaged", options.averaged), ("raw", options.raw)) if path.is_dir()}
+    folders = {"averaged": options.averaged, "raw": options.raw}
     work = Evaluation(options.classifier, options.work)
 
-    jobs = [(name, seed) for name in folders for seed in seeds]
     distances = {
-        job: work.once(
-            f"distances_{digest(folders[job[0]])[:12]}_{max(counts)}_{job[1]}",
-            lambda job=job: work.distances(folders[job[0]], counts, job[1]),  # type: ignore[misc]  # a lambda's default
-        )
-        for job in track(jobs, "distances", console=Console(stderr=True))
+        (name, seed): work.once(work.distances, folder, counts, seed)
+        for name, folder in folders.items()
+        for seed in seeds
     }
     heads = [f"{count:,} to {SPLITS[split]}" for count in counts for split in SPLITS]
     print(f"| FD | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
@@ -134,19 +132,12 @@ def main() -> None:
         real = frechet_distance(work.references[extractor, "train"], work.references[extractor, "validation"])
         print(f"| {extractor}, the 10,000 test images | {real:.2f} |" + " |" * (len(heads) - 1))
 
-    averaged, guided = options.averaged, [(scale, seed) for scale in SCALES for seed in seeds]
-    agreed = {
-        (scale, seed): work.once(
-            f"agreement_{digest(averaged)[:12]}_{counts[0]}_{scale:g}_{seed}",
-            lambda scale=scale, seed=seed: work.agreement(averaged, counts[0], scale, seed),  # type: ignore[misc]  # likewise
-        )["agreement"]
-        for scale, seed in track(guided, "agreement", console=Console(stderr=True))
-    }
     print(f"\n| guidance | {counts[0]:,} samples taken for what was asked for, % |\n|---|---|")
     for scale in SCALES:
-        print(f"| {scale:g} | {cell([agreed[scale, seed] for seed in seeds])} |")
+        agreed = [work.once(work.agreement, options.averaged, counts[0], scale, seed) for seed in seeds]
+        print(f"| {scale:g} | {cell([each['agreement'] for each in agreed])} |")
     if options.picture:
-        images = work.sample(averaged, 100, 2.0, 0)  # the classes in turn, so that each column is one
+        images = work.sample(options.averaged, 100, 2.0, 0)  # the classes in turn, so that each column is one
         write_png(grid(images.unflatten(0, (10, 10)).transpose(0, 1).flatten(0, 1), 10), options.picture)
 
 
