@@ -31,7 +31,7 @@ def load(path: str | Path, weights: Weights | None = None, trust: bool = False) 
 
     Args:
         path: A folder that `fit` or `save` wrote, or a Lightning `.ckpt`.
-        weights: "ema" or "raw": averaged ones unless given of a `.ckpt`, which has both, and what a folder has.
+        weights: "ema" or "raw"; unless given, the averaged ones of a `.ckpt`, which has both, or those a folder holds.
         trust: Import and run classes from outside diffusion_lab and torch.nn that the checkpoint names.
 
     Raises:
@@ -50,7 +50,8 @@ def load(path: str | Path, weights: Weights | None = None, trust: bool = False) 
 def load_module(path: str | Path, trust: bool = False) -> DiffusionModule:
     """Rebuild the module of a checkpoint, to be validated: its optimizer is left out.
 
-    Of a folder, which has averaged or raw weights alone, they stand for both.
+    A folder has averaged or raw weights alone, and the module samples with these: asked for the others, it raises
+    InputError.
 
     Args:
         path: A folder that `fit` or `save` wrote, or a Lightning `.ckpt`.
@@ -70,6 +71,7 @@ def load_module(path: str | Path, trust: bool = False) -> DiffusionModule:
     if path.is_dir():
         for weights in ("ema", "raw"):
             Pipeline(module, weights).load_state_dict(pipe.state_dict(), path)
+        module.holds = pipe.weights
     else:
         checkpoint = read_lightning_checkpoint(path)
         module.load_state_dict(checkpoint["state_dict"])
@@ -126,7 +128,12 @@ def _load_lightning(path: Path, weights: Weights, trust: bool) -> Pipeline:
         raise InputError(f"{path} has no record of how its model was made: it is damaged; get it again")
     arguments = {key: value for key, value in parameters.items() if not key.startswith("_")}
     config = {"class_path": record["class_path"], "init_args": arguments}
-    pipe = Pipeline.from_config(config, record.get("measured"), trust)
+    measured = record.get("measured")
+    try:  # a score, and the sampling that goes with it, belong to the weights that were measured
+        measured = measured if measured and measured["protocol"]["weights"] == weights else None
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the measured protocol in {path} is damaged ({error!r}): get it again") from error
+    pipe = Pipeline.from_config(config, measured, trust)
     pipe.weights = weights
     prefix = "ema.copies." if weights == "ema" else ""
     names = tuple(f"{prefix}{part}." for part in (NETWORK, CONDITIONS))
@@ -191,11 +198,13 @@ def save(
     config: dict[str, Any] = {"diffusion_lab": __version__, "model": pipe.config}
     if pipe.weights != "ema":
         config["weights"] = pipe.weights
+    if dtype is not None:
+        config["dtype"] = str(dtype).removeprefix("torch.")
     with atomic_folder(path) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
-        if pipe.measured and pipe.measured["protocol"].get("weights") == pipe.weights:
+        if pipe.measured:
             (folder / MEASURED).write_text(json.dumps(pipe.measured, indent=2) + "\n")
     return path
 

@@ -234,7 +234,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "another folder, with the config of the model; without the optimizer, in 16 bits if wanted."
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a Lightning .ckpt, or a folder that fit wrote")
+    add("checkpoint", type=Path, help="a Lightning .ckpt, or a checkpoint folder")
     add("output", type=Path, metavar="FOLDER", help="where it is written")
     add("--weights", choices=["ema", "raw"], help="of a .ckpt, which has both; ema unless given")
     add(

@@ -43,6 +43,7 @@ class DiffusionModule(Configurable, LightningModule):
     Attributes:
         measured: What the FID callback last measured, with its protocol; saved with every checkpoint.
         trained_steps: The optimizer steps behind the checkpoint that was loaded, or 0.
+        holds: The only weights that it was loaded with, "ema" or "raw"; None for one that has both.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class DiffusionModule(Configurable, LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.measured: dict[str, Any] | None = None
         self.trained_steps = 0
+        self.holds: Weights | None = None
         self._seed, self._loss_sum, self._losses = 0, torch.zeros(()), 0
 
     def on_fit_start(self) -> None:
@@ -221,6 +223,10 @@ class DiffusionModule(Configurable, LightningModule):
         """The denoiser and the conditions with averaged or with raw weights, and the space."""
         if weights not in ("ema", "raw"):
             raise unknown("weights", weights, ["ema", "raw"])
+        if self.holds not in (None, weights):
+            raise InputError(
+                f"this module was loaded with {self.holds} weights alone: ask for these, not {weights} ones"
+            )
         parts = self.ema.copies if weights == "ema" else self._trained()
         return Model(parts["denoiser"], parts["conditions"], self.space)  # type: ignore[arg-type]  # ModuleDict forgets its values' class
 
@@ -271,7 +277,7 @@ class DiffusionModule(Configurable, LightningModule):
     @torch.no_grad()
     def _held_out_loss(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The averaged weights' loss with all conditions kept, at the same times and noises every time."""
-        denoiser, conditions, _ = self.parts("ema")
+        denoiser, conditions, _ = self.parts(self.holds or "ema")
         generator = training_generator(self.device, 0, batch_idx, self.global_rank)
         x0 = self._clean(batch)
         keep = torch.zeros(len(x0), dtype=torch.bool, device=self.device)

@@ -47,7 +47,8 @@ def make_optimizers(
 def lay_out_state(optimizer: Optimizer) -> None:
     """Give an optimizer's state the memory layout of its weights, where a checkpoint was written with another.
 
-    Fused optimizers take equal layouts for granted and step each weight by another one's average otherwise.
+    Fused optimizers take equal layouts for granted; otherwise they refuse to step on a GPU, and on a CPU step each
+    weight by another one's average.
     """
     for weight, state in optimizer.state.items():
         for name, value in state.items():

@@ -14,6 +14,7 @@ from oracles import stir, tiny_module
 from torch import Tensor, nn
 
 from diffusion_lab import (
+    BitsPerDim,
     ClassConditional,
     Compile,
     DiffusionModule,
@@ -55,11 +56,15 @@ def tiny(**options: Any) -> DiffusionModule:
     return tiny_module(network=network, **options)
 
 
-def fit(tmp_path: Path, *callbacks: Any, steps: int = 6, fused: bool = False, **options: Any) -> DiffusionModule:
+def fit(
+    tmp_path: Path, *callbacks: Any, steps: int = 6, fused: bool = False, strategy: str = "auto", **options: Any
+) -> DiffusionModule:
     """Some steps of a tiny model, written to `last.ckpt`."""
     module = tiny(optimizer=functools.partial(torch.optim.AdamW, lr=1e-3, fused=fused))
     trainer = Trainer(
         accelerator="cpu",
+        devices=1,
+        strategy=strategy,
         max_steps=steps,
         limit_val_batches=0,
         logger=False,
@@ -124,6 +129,14 @@ def test_the_averaged_copy_samples_compiled(tmp_path: Path, backend: str) -> Non
     assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_processes_that_share_a_batch_train_compiled(tmp_path: Path) -> None:
+    """Under DDP torch cuts the graph where gradients are exchanged; one process shows that it runs."""
+    alone = fit(tmp_path, Compile(backend="aot_eager"))
+    shared = fit(tmp_path, Compile(backend="aot_eager"), strategy="ddp")
+    assert_same(shared, alone)
+
+
 def test_convolutions_lie_channels_last_where_they_are_asked_to(tmp_path: Path) -> None:
     for asked in (True, False):
         module = fit(tmp_path, Compile(backend="recording", channels_last=asked), steps=1)
@@ -145,6 +158,32 @@ def test_what_samples_has_no_graphs_that_overwrite_what_it_keeps(
     Compile(mode=mode).setup(Trainer(accelerator="cpu", logger=False), module, "fit")
     assert seen[id(module.parts("raw").denoiser.network)]["mode"] == mode
     assert seen[id(module.parts("ema").denoiser.network)]["mode"] == sampling
+    raw = FIDCallback(DigitClassifier(), weights="raw")
+    if mode != "default":
+        with pytest.raises(InputError, match=f"FIDCallback samples raw weights: give mode '{sampling}'"):
+            Compile(mode=mode).setup(Trainer(accelerator="cpu", logger=False, callbacks=[raw]), module, "fit")
+
+
+def test_convolutions_over_three_axes_are_left_as_they_are() -> None:
+    network = UNet(1, width=8, multipliers=(1,), blocks=1, attention_levels=(), embed_dim=16, temporal=True)
+    channels_last(network)
+    assert any(isinstance(layer, nn.Conv3d) for layer in network.modules())
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv3d):
+            assert layer.weight.is_contiguous()
+
+
+@pytest.mark.slow
+def test_a_likelihood_takes_gradients_of_a_compiled_network(tmp_path: Path) -> None:
+    """One for each probe, which compiled gradients do not allow."""
+    values = []
+    for compiled in ([], [Compile()]):
+        measures = BitsPerDim("flow(rtol=0.1, atol=0.1, probes=2)", images=4)
+        options: dict[str, Any] = {"limit_val_batches": 1, "logger": False, "enable_progress_bar": False}
+        trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[measures, *compiled], **options)
+        trainer.validate(tiny(), ClassConditional(Digits(), batch_size=40), verbose=False)
+        values.append(next(v.item() for k, v in trainer.callback_metrics.items() if "bits_per_dim" in k))
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -191,5 +230,5 @@ def test_what_torch_does_not_know_is_refused(options: dict[str, Any], message: s
 
 
 def test_another_module_is_refused() -> None:
-    with pytest.raises(InputError, match="Compile is for a DiffusionModule: got a LightningModule"):
+    with pytest.raises(InputError, match="for a DiffusionModule, not a LightningModule: leave it out"):
         Compile().setup(Trainer(accelerator="cpu", logger=False), LightningModule(), "fit")

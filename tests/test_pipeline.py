@@ -29,6 +29,7 @@ from diffusion_lab import (
     Pipeline,
     RePaint,
     load,
+    load_module,
     save,
 )
 
@@ -453,6 +454,13 @@ def test_a_folder_says_which_weights_it_holds(ckpt: tuple[Path, Any], tmp_path: 
         expected = module.parts(weights).denoiser.network.state_dict()
         for name, value in expected.items():
             assert torch.equal(pipe.model.denoiser.network.state_dict()[name], value)
+        module_of_it = load_module(folder)
+        assert Pipeline(module_of_it, weights).weights == weights  # type: ignore[arg-type]
+        others = "raw" if weights == "ema" else "ema"
+        with pytest.raises(
+            InputError, match=f"was loaded with {weights} weights alone: ask for these, not {others} ones"
+        ):
+            Pipeline(module_of_it, others)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="holds raw weights alone: load averaged ones from the run's .ckpt"):
         load(folders["raw"], weights="ema")
     config = json.loads((folders["raw"] / "config.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch._dynamo
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
@@ -11,6 +12,7 @@ from diffusion_lab.module import DiffusionModule
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 GRAPHLESS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+KINDS = 64  # of batches that torch compiles for; beyond its own 8 it goes on without
 
 
 class Compile(Callback):
@@ -18,10 +20,11 @@ class Compile(Callback):
 
     In place, so that the names of weights stay as they are: a checkpoint of a compiled run loads anywhere, and the
     other way round. The first batch of each kind (training, validation, a sampler's, one of another size) waits for the
-    compiler, seconds to minutes. Convolutions' weights are laid out channels-last, which matrix units need.
+    compiler, seconds to minutes. Weights of convolutions over two axes are laid out channels-last, which a GPU's matrix
+    units prefer.
 
-    Modes with CUDA graphs have them for the trained network alone: a sampler keeps the outputs of several steps, and a
-    graph's next run overwrites the last one's.
+    Modes with CUDA graphs have them for the trained network alone, and nothing samples from its raw weights then: a
+    sampler keeps the outputs of several steps, and a graph's next run overwrites the last one's.
     """
 
     def __init__(self, mode: str = "default", backend: str = "inductor", channels_last: bool = True) -> None:
@@ -46,15 +49,29 @@ class Compile(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, DiffusionModule):
-            raise InputError(f"Compile is for a DiffusionModule: got a {type(pl_module).__name__}")
-        trained, averaged = (pl_module.parts(weights).denoiser.network for weights in ("raw", "ema"))
-        if self.channels_last:
-            channels_last(trained)
-            channels_last(averaged)
-        trained.compile(mode=self.mode, backend=self.backend)
-        averaged.compile(mode=GRAPHLESS.get(self.mode, self.mode), backend=self.backend)
+            raise InputError(
+                f"Compile is for a DiffusionModule, not a {type(pl_module).__name__}: leave it out of trainer.callbacks"
+            )
+        sampling = [each for each in trainer.callbacks if getattr(each, "weights", None) == "raw"]  # type: ignore[attr-defined]  # set by a connector
+        if self.mode in GRAPHLESS and sampling:
+            raise InputError(
+                f"Compile's mode {self.mode!r} has CUDA graphs, which overwrite what a sampler keeps, and "
+                f"{type(sampling[0]).__name__} samples raw weights: give mode {GRAPHLESS[self.mode]!r}"
+            )
+        compiling = torch._dynamo.config
+        compiling.cache_size_limit = max(compiling.cache_size_limit, KINDS)
+        for network, mode in (
+            (pl_module.denoiser.network, self.mode),
+            (pl_module.ema.copies["denoiser"].network, GRAPHLESS.get(self.mode, self.mode)),
+        ):
+            assert isinstance(network, nn.Module)
+            if self.channels_last:
+                channels_last(network)
+            network.compile(mode=mode, backend=self.backend)
 
 
 def channels_last(network: nn.Module) -> None:
     """Lay out the weights of convolutions over two axes channels-last, where they lie."""
-    network.to(memory_format=torch.channels_last)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)

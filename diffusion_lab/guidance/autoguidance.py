@@ -33,14 +33,14 @@ class Autoguidance(Guidance):
         self,
         guide: str | Path | Pipeline,
         scale: float = 2.0,
-        weights: Literal["ema", "raw"] = "ema",
+        weights: Literal["ema", "raw"] | None = None,
         trust: bool = False,
     ) -> None:
         """
         Args:
             guide: A checkpoint, as `load` takes it, or a pipeline in hand.
             scale: 1 is no guidance; the paper has from 1.7 to 2.9.
-            weights: "ema" or "raw", of a checkpoint.
+            weights: "ema" or "raw", as `load` takes them: averaged ones of a `.ckpt` unless given.
             trust: Import and run classes from outside diffusion_lab and torch.nn that the guide names.
 
         Raises:

@@ -114,9 +114,11 @@ class ProbabilityFlow(Likelihood):
             return torch.cat([velocity.detach().flatten(), divergence]).cpu().double().numpy()
 
         state = torch.cat([dequantised.flatten(), torch.zeros(count, dtype=torch.float64)])
-        solved = solve_ivp(
-            derivative, (begin, end), state.numpy(), method="RK45", rtol=self.rtol, atol=self.atol, t_eval=[end]
-        )
+        # As it is where it is compiled: compiled gradients cannot be taken once for each probe.
+        with torch.compiler.set_stance("force_eager"):
+            solved = solve_ivp(
+                derivative, (begin, end), state.numpy(), method="RK45", rtol=self.rtol, atol=self.atol, t_eval=[end]
+            )
         if not solved.success:
             raise FloatingPointError(f"the probability flow cannot be solved: {solved.message}")
         final = torch.from_numpy(solved.y[:, -1])

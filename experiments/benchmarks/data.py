@@ -1,7 +1,7 @@
 """What the data cost: images a second and bytes in memory, against a torchvision pipeline of the same augmentation.
 
 Command:   python experiments/benchmarks/data.py [--quick] [--device cpu|cuda]
-Time:      about four minutes on two CPU cores, two of them for the memory.
+Time:      one to four minutes on two CPU cores, by the machine.
 
 A random set as large as CIFAR-10's training images, 50,000 of 3x32x32, in batches of 128. "uint8" is what the loader of
 `Unconditional` serves, on its device; "floats" the same mirrored by chance and in [-1, 1], as a model takes them in.

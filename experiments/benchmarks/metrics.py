@@ -1,7 +1,7 @@
 """What a distance costs: the Frechet distance of known Gaussians, and Inception's features, against torch-fidelity.
 
 Command:   python experiments/benchmarks/metrics.py [--quick] [--device cpu|cuda]
-Time:      about ten minutes on two CPU cores, two with --quick.
+Time:      about five minutes on two CPU cores, two with --quick.
 
 The Gaussians are of 6,000 random features of 2,048 numbers each, so that both covariances are regular. A reference has
 its square root from before, as one in the cache has; torch-fidelity's is `fid_statistics_to_metric`, and "scipy" the

@@ -1,7 +1,7 @@
 """What the DDPM CIFAR-10 network costs forward and backward, against diffusers' UNet2DModel with the same weights.
 
 Command:   python experiments/benchmarks/networks.py [--quick] [--device cpu|cuda]
-Time:      about four minutes on two CPU cores; with --quick, at batch 4 instead of 32, under a minute.
+Time:      two to four minutes on two CPU cores; with --quick, at batch 4 instead of 32, under a minute.
 
 A step is the output, the mean of its squares and all gradients, in float32; a step of each in turn, so that whatever
 else the machine does falls on both, and the medians are compared. Peak memory is what the first step adds at most to a

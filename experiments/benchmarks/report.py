@@ -2,7 +2,7 @@
 
 Command:   python experiments/benchmarks/report.py [NAME ...] [--device cpu|cuda] [--quick] [--results FOLDER]
 Needs:     pip install -e ".[bench]", and a machine that does nothing else
-Time:      that of the benchmarks, which each say in their first lines; all of them 40 minutes on two CPU cores.
+Time:      that of the benchmarks, which each say in their first lines; all of them half an hour on two CPU cores.
 Writes:    results/MACHINE/NAME.md (NAME_quick.md) as each ends, and results/README.md, a table of all that is there.
            One that fails is told of at the end, with status 1, and leaves what was there.
 """
@@ -45,13 +45,13 @@ RECORD = re.compile(r"^<!-- (\{.*\}) -->$", re.MULTILINE)
 
 
 def device_name(device: str) -> str:
-    """What the machine calls its GPU, or its processor and how many cores of it there are."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+    """What the machine calls its GPU, if that is measured, and its processor, and how many cores of it there are."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processor = f"{names[0] if names else platform.machine()}, {cores} cores"
+    return f"{torch.cuda.get_device_name()} with {processor}" if device == "cuda" else processor
 
 
 def versions() -> str:
@@ -66,13 +66,17 @@ def versions() -> str:
 
 
 def run(name: str, options: list[str]) -> tuple[str, dict[str, Any], float]:
-    """What a benchmark prints, its last line's record and the seconds it took; raises CalledProcessError."""
+    """What a benchmark prints, its last line's record and the seconds it took.
+
+    Raises CalledProcessError where it fails, ValueError where its last line is no record.
+    """
     started = time.perf_counter()
     environment = {**os.environ, "COLUMNS": str(WIDTH), "TTY_COMPATIBLE": "0", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(HERE / f"{name}.py"), *options]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    *printed, record = ended.stdout.rstrip().splitlines()
-    return "\n".join(line.rstrip() for line in printed), json.loads(record), time.perf_counter() - started
+    printed, _, record = ended.stdout.rstrip().rpartition("\n")
+    lines = printed.strip("\n").splitlines()
+    return "\n".join(line.rstrip() for line in lines), json.loads(record), time.perf_counter() - started
 
 
 def number(value: float) -> str:
@@ -124,8 +128,8 @@ def index(results: Path) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "What `python experiments/benchmarks/report.py` has measured, on machines that did nothing else. How each is",
-        "measured is said in the first lines of its script; a target is what the project is to reach.",
+        "What `python experiments/benchmarks/report.py` has measured. How each is measured is said in the first lines",
+        "of its script; a target is what the project is to reach.",
         "",
         "| benchmark | machine | date | targets met | measured, and target |",
         "|---|---|---|---|---|",
@@ -175,6 +179,9 @@ def main() -> None:
             printed, record, seconds = run(name, given)
         except subprocess.CalledProcessError as error:
             failed.append(f"{name} (status {error.returncode})")
+            continue
+        except ValueError:
+            failed.append(f"{name} (its last line is no JSON)")
             continue
         print(printed, flush=True)
         write(

@@ -1,7 +1,7 @@
 """What a sampler costs a step beside the network, against diffusers' schedulers, and what guidance costs with it.
 
 Command:   python experiments/benchmarks/samplers.py [--quick] [--device cpu|cuda]
-Time:      about two minutes on two CPU cores; with --quick 30 seconds.
+Time:      one to two minutes on two CPU cores; with --quick 30 seconds.
 
 Both sides walk [64, 3, 32, 32] in float32 with a network that returns the same tensor at once, so that what is timed is
 all that surrounds it: reading x0 or eps from the output, the update, and whatever is looked up or kept. Noise is drawn
@@ -155,7 +155,9 @@ def main() -> None:
     ratios = {}
     cases = [(prediction, pair) for pair in PAIRS for prediction in WORDS]
     with drawn_before(noise):
-        for prediction, (name, sampler, kind, kind_options, target) in track(cases, "timing", transient=True):
+        for prediction, (name, sampler, kind, kind_options, target) in track(
+            cases, "timing", transient=True, console=Console(stderr=True)
+        ):
             ours = walk_ours(sampler, prediction, x, output, noise)
             theirs = walk_theirs(kind, kind_options, prediction, x, output)
             seconds: tuple[list[float], list[float]] = ([], [])

@@ -1,7 +1,7 @@
 """What Lightning's loop, averaged weights and logging cost over a bare PyTorch loop of the same network.
 
 Command:   python experiments/benchmarks/training_overhead.py [--quick] [--device cpu|cuda]
-Time:      about 3 minutes on two CPU cores; with --quick under a minute.
+Time:      one to three minutes on two CPU cores; with --quick under a minute.
 
 Both train the quickstart's network at the quickstart's batch size, a step of each in turn, so that whatever else the
 machine does falls on both; the medians over all steps are compared. The bare loop draws its own times and noise

@@ -30,6 +30,7 @@ import diffusion_lab
 from diffusion_lab import ClassConditional, Classifier, EfficientNetLite0, FashionMNIST
 from diffusion_lab.data.sources.cache import hashed
 from diffusion_lab.device import find_device
+from diffusion_lab.errors import InputError
 from diffusion_lab.files import read_json, write_json
 from diffusion_lab.images import grid, write_png
 from diffusion_lab.metrics import FeatureGaussian, Gaussian, frechet_distance
@@ -45,7 +46,7 @@ class Evaluation:
     """The extractors, their references, and where measurements are kept."""
 
     def __init__(self, classifier: Path, work: Path) -> None:
-        self.device, self.work = torch.device(find_device(None)), work
+        self.device, self.folder, self.work = torch.device(find_device(None)), classifier, work
         self.data = ClassConditional(FashionMNIST(padding=2))
         self.classifier = Classifier(str(classifier)).to(self.device)
         self.extractors: dict[str, nn.Module] = {
@@ -61,7 +62,8 @@ class Evaluation:
 
     def once(self, make: Callable[..., Scores], folder: Path, *arguments: Any) -> Scores:
         """A measurement of a model, made unless it is there already."""
-        path = self.work / f"{make.__name__}_{hashed([digest(folder), arguments])}.json"
+        of = [digest(folder), digest(self.folder), SAMPLER, STEPS, self.device.type, arguments]
+        path = self.work / f"{make.__name__}_{hashed(of)}.json"
         if not path.is_file():
             print(f"{make.__name__} of {folder}: {', '.join(map(str, arguments))}", file=sys.stderr)
             write_json(path, make(folder, *arguments))
@@ -115,6 +117,8 @@ def main() -> None:
     options = parser.parse_args()
     counts, seeds = sorted(options.samples), options.seeds
     folders = {"averaged": options.averaged, "raw": options.raw}
+    for folder in folders.values():
+        digest(folder)  # raises where there is no model, before anything is computed
     work = Evaluation(options.classifier, options.work)
 
     distances = {
@@ -148,4 +152,8 @@ def cell(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f"measure.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
