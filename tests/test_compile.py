@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,9 +134,20 @@ def test_the_averaged_copy_samples_compiled(tmp_path: Path, backend: str) -> Non
 
 @pytest.mark.slow
 def test_processes_that_share_a_batch_train_compiled(tmp_path: Path) -> None:
-    """Under DDP torch cuts the graph where gradients are exchanged; one process shows that it runs."""
-    alone = fit(tmp_path, Compile(backend="aot_eager"))
-    shared = fit(tmp_path, Compile(backend="aot_eager"), strategy="ddp")
+    """Under DDP torch cuts the graph where gradients are exchanged; one process shows that it runs.
+
+    In a process of its own, since a process group that is left behind would stop those that later tests fork.
+    """
+    code = "import sys, pathlib, test_compile; test_compile.compare_alone_and_shared(pathlib.Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+
+
+def compare_alone_and_shared(folder: Path) -> None:
+    alone, shared = (fit(folder, Compile(backend="aot_eager"), strategy=strategy) for strategy in ("auto", "ddp"))
+    assert torch.distributed.is_initialized()
     assert_same(shared, alone)
 
 
