@@ -40,7 +40,7 @@ LINKING = [
 LONG = {"docs/guides/guidance.md", "docs/guides/likelihood.md", "docs/guides/sampling.md", "docs/measuring.md"}
 FIT = "--trainer.max_steps 2 --trainer.limit_val_batches 1 --trainer.num_sanity_val_steps 0"
 # Where the data of a recipe are not in a package, its options are checked and nothing is trained.
-ELSEWHERE = ("emoji", "cifar10", "imagenet64")
+ELSEWHERE = ("emoji", "cifar10", "fashion_mnist", "imagenet64")
 
 
 class Block(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_lab import EfficientNetLite0, Inpainting, Photographs, Shapes, SuperResolution, load
+from diffusion_lab import Classifier, EfficientNetLite0, Inpainting, Photographs, Shapes, SuperResolution, load
 from diffusion_lab.data.sources.shapes_reader import holds
 from diffusion_lab.metrics import FeatureGaussian, frechet_distance
 from diffusion_lab.spaces import from_uint8, to_uint8
@@ -51,6 +51,15 @@ def test_captions_that_were_never_seen_are_obeyed() -> None:
     swapped = {"small": "large", "large": "small"}
     others = [" ".join(swapped.get(word, word) for word in caption.split()) for caption in captions]
     assert holds(made, others).double().mean() <= 0.1
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_garments_are_what_was_asked_for() -> None:
+    labels = [i % 10 for i in range(60)]
+    made = sampled("garments", labels=labels, guidance_scale=2, seed=7)
+    seen = Classifier(str(CHECKPOINTS / "fashion_mnist_classifier")).logits(made).argmax(1)
+    assert (seen == torch.tensor(labels)).double().mean() >= 0.9
 
 
 @pytest.mark.slow

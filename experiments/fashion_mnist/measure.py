@@ -1,14 +1,16 @@
-"""Measures a model of Fashion-MNIST: Frechet distances by each extractor, and how often it makes what was asked for.
+"""Measures models of Fashion-MNIST: Frechet distances by each extractor, and how often they make what was asked for.
 
-Command:   python experiments/fashion_mnist/measure.py [--averaged checkpoints/fashion_mnist]
-           [--raw checkpoints/fashion_mnist_raw] [--samples 10000 50000] [--seeds 0 1 2] [--picture PNG]
-Hardware:  a GPU; CPU cores for some thousand samples.
-Prints:    Markdown: distances of averaged and raw weights to the training and the test images at each number of
-           samples, guidance 1, 20 steps of DPM-Solver++, labels 0 to 9 in turn; then, over guidance scales, the share
-           of the least number of samples that the classifier takes for the label asked for. Mean and deviation over
-           seeds. On a GPU the network computes in bfloat16, with float32 weights.
+Command:   python experiments/fashion_mnist/measure.py [MODEL ...] [--samples 10000 50000] [--seeds 0 1 2]
+           [--scales 1 1.5 2 3] [--picture PNG]
+Hardware:  a GPU; CPU cores for a thousand samples.
+Prints:    Markdown: each model's distances to the training and the test images at each number of samples, guidance 1,
+           20 steps of DPM-Solver++, labels 0 to 9 in turn; then, for the first model and over guidance scales, the
+           share of the least number of samples that the classifier takes for the label asked for. Mean and deviation
+           over seeds. The network computes in bfloat16, with float32 weights.
 Writes:    each measurement beneath --work once it is made, so that the same command goes on where it was stopped; and
            the picture, each row a class at guidance 2.
+
+The models are folders, checkpoints/fashion_mnist and checkpoints/fashion_mnist_raw unless given.
 
 A distance is FID only in Inception's features, which are not used here: EfficientNet-Lite0's weights come inside a
 package (the extra "offline"), those of the classifier from `diffusion-lab classifier`.
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 import diffusion_lab
 from diffusion_lab import ClassConditional, Classifier, EfficientNetLite0, FashionMNIST
+from diffusion_lab.allocator import keep_freed_memory
 from diffusion_lab.data.sources.cache import hashed
 from diffusion_lab.device import find_device
 from diffusion_lab.errors import InputError
@@ -37,7 +40,7 @@ from diffusion_lab.metrics import FeatureGaussian, Gaussian, frechet_distance
 from diffusion_lab.metrics.reference import Needs, Ranks, References
 from diffusion_lab.tables.jobs import digest
 
-SAMPLER, STEPS, BATCH, SCALES = "dpm_solver_pp", 20, 500, (1.0, 1.5, 2.0, 3.0)
+SAMPLER, STEPS, BATCH = "dpm_solver_pp", 20, 250
 SPLITS = {"train": "train", "validation": "test"}
 Scores = dict[str, Any]
 
@@ -74,7 +77,7 @@ class Evaluation:
         pipe = diffusion_lab.load(folder)
         pipe.to(self.device)
         labels = [i % 10 for i in range(count)]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16):
             images = pipe(
                 labels=labels, guidance_scale=scale, seed=seed, steps=STEPS, sampler=SAMPLER, batch_size=BATCH
             )
@@ -107,41 +110,38 @@ class Evaluation:
 def main() -> None:
     """Sample, measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--averaged", type=Path, default=Path("checkpoints/fashion_mnist"))
-    parser.add_argument("--raw", type=Path, default=Path("checkpoints/fashion_mnist_raw"))
+    models = [Path("checkpoints/fashion_mnist"), Path("checkpoints/fashion_mnist_raw")]
+    parser.add_argument("models", metavar="MODEL", type=Path, nargs="*", default=models)
     parser.add_argument("--classifier", type=Path, default=Path("checkpoints/fashion_mnist_classifier"))
     parser.add_argument("--samples", type=int, nargs="+", default=[10_000, 50_000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
     parser.add_argument("--work", type=Path, default=Path("logs/fashion_mnist/evaluation"))
     parser.add_argument("--picture", type=Path, help="a PNG")
     options = parser.parse_args()
     counts, seeds = sorted(options.samples), options.seeds
-    folders = {"averaged": options.averaged, "raw": options.raw}
-    for folder in folders.values():
+    models = options.models
+    for folder in models:
         digest(folder)  # raises where there is no model, before anything is computed
     work = Evaluation(options.classifier, options.work)
 
-    distances = {
-        (name, seed): work.once(work.distances, folder, counts, seed)
-        for name, folder in folders.items()
-        for seed in seeds
-    }
+    distances = {(folder, seed): work.once(work.distances, folder, counts, seed) for folder in models for seed in seeds}
     heads = [f"{count:,} to {SPLITS[split]}" for count in counts for split in SPLITS]
     print(f"| FD | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for extractor in work.extractors:
-        for name in folders:
+        for folder in models:
             keys = [f"{extractor}, {split}, {count}" for count in counts for split in SPLITS]
-            cells = [cell([distances[name, seed][key] for seed in seeds]) for key in keys]
-            print(f"| {extractor}, {name} weights | {' | '.join(cells)} |")
+            cells = [cell([distances[folder, seed][key] for seed in seeds]) for key in keys]
+            print(f"| {extractor}, {folder.name} | {' | '.join(cells)} |")
         real = frechet_distance(work.references[extractor, "train"], work.references[extractor, "validation"])
         print(f"| {extractor}, the 10,000 test images | {real:.2f} |" + " |" * (len(heads) - 1))
 
     print(f"\n| guidance | {counts[0]:,} samples taken for what was asked for, % |\n|---|---|")
-    for scale in SCALES:
-        agreed = [work.once(work.agreement, options.averaged, counts[0], scale, seed) for seed in seeds]
+    for scale in options.scales:
+        agreed = [work.once(work.agreement, models[0], counts[0], scale, seed) for seed in seeds]
         print(f"| {scale:g} | {cell([each['agreement'] for each in agreed])} |")
     if options.picture:
-        images = work.sample(options.averaged, 100, 2.0, 0)  # the classes in turn, so that each column is one
+        images = work.sample(models[0], 100, 2.0, 0)  # the classes in turn, so that each column is one
         write_png(grid(images.unflatten(0, (10, 10)).transpose(0, 1).flatten(0, 1), 10), options.picture)
 
 
@@ -152,6 +152,7 @@ def cell(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     try:
         main()
     except InputError as error:
