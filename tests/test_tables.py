@@ -245,6 +245,13 @@ def test_scores_are_the_callbacks_and_a_finished_row_is_not_repeated(
     assert len(calls) == 25, "and so is another checkpoint"
 
 
+def test_the_digest_of_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint at .*nowhere: give a folder"):
+        jobs_of_tables.digest(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"is no checkpoint: it has no model\.safetensors"):
+        jobs_of_tables.digest(tmp_path)
+
+
 def test_trained_rows_share_a_training_and_have_both_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = spec(folder)
     changed["rows"] = [{"name": name, "measure": {"weights": name}} for name in ("ema", "raw")]

@@ -202,6 +202,8 @@ def _arguments(place: dict[str, Any]) -> dict[str, Any]:
 @cache
 def digest(path: Path) -> str:
     """The SHA-256 of a checkpoint: of its file, or of the weights and the config in its folder."""
+    if not path.exists():
+        raise InputError(f"no checkpoint at {path}: give a folder that fit or save wrote, or a Lightning .ckpt")
     found = hashlib.sha256()
     files = [path / "model.safetensors", path / "config.json"] if path.is_dir() else [path]
     for file in files:

@@ -121,6 +121,8 @@ def main() -> None:
     options = parser.parse_args()
     counts, seeds = sorted(options.samples), options.seeds
     models = options.models
+    if counts[0] < 2:
+        raise InputError(f"--samples must be 2 or more, which have a covariance: got {counts[0]}")
     for folder in models:
         digest(folder)  # raises where there is no model, before anything is computed
     work = Evaluation(options.classifier, options.work)
